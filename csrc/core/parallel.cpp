@@ -1,0 +1,187 @@
+#include "core/parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+
+#include "core/cpu_quota.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define PYATTN_HAS_FORK 1
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <emmintrin.h>
+#endif
+
+namespace pyattn {
+namespace {
+
+// Long enough to cover the gap between two calls of a loop in Python, short enough not to steal a
+// processor from whatever runs next.
+constexpr int kSpins = 2000;
+
+void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+  asm volatile("yield");
+#endif
+}
+
+struct Job {
+  TaskFunction function = nullptr;
+  void* context = nullptr;
+  std::int64_t tasks = 0;
+  std::int64_t grain = 1;
+};
+
+// `gate` holds an epoch (upper bits) and the seats left at the current job. A worker takes a seat by
+// a compare-and-swap on the value it inspected; the seat's number is its worker index. The caller
+// never waits for a worker to wake: when its own share is done it withdraws the free seats and waits
+// only for the workers that are seated. They alone touch job_ and next_.
+class Pool {
+ public:
+  // At most one run at a time: the caller holds busy().
+  void run(const Job& job, std::uint32_t helpers) {
+    grow(helpers);
+    job_ = job;
+    next_.store(0, std::memory_order_relaxed);
+    finished_.store(0, std::memory_order_relaxed);
+    const std::uint32_t epoch = gate_.load(std::memory_order_relaxed) + kEpochStep;
+    gate_.store(epoch | helpers, std::memory_order_release);
+    gate_.notify_all();
+    work(0);
+    const std::uint32_t free = gate_.fetch_and(~kSeats, std::memory_order_acq_rel) & kSeats;
+    await(helpers - free);
+  }
+
+  std::mutex& busy() { return busy_; }
+
+ private:
+  static constexpr std::uint32_t kSeats = 0xfff;
+  static constexpr std::uint32_t kEpochStep = kSeats + 1;
+  static_assert(kMaxThreads <= kSeats);
+
+  void grow(std::uint32_t workers) {
+    for (; workers_ < workers; ++workers_) {
+      try {
+        // Detached, and the pool is never destroyed: at exit the workers are asleep.
+        std::thread([this] { serve(); }).detach();
+      } catch (const std::system_error&) {
+        return;  // the loop runs on the threads there are
+      }
+    }
+  }
+
+  void serve() {
+    while (true) {
+      std::uint32_t seen = gate_.load(std::memory_order_acquire);
+      for (int spin = 0; (seen & kSeats) == 0 && spin < kSpins; ++spin) {
+        pause();
+        seen = gate_.load(std::memory_order_acquire);
+      }
+      const std::uint32_t seat = seen & kSeats;
+      if (seat == 0) {
+        gate_.wait(seen, std::memory_order_acquire);
+      } else if (gate_.compare_exchange_strong(seen, seen - 1, std::memory_order_acq_rel)) {
+        work(static_cast<int>(seat));
+        finished_.fetch_add(1, std::memory_order_acq_rel);
+        finished_.notify_one();
+      }
+    }
+  }
+
+  void work(int worker) {
+    const Job job = job_;
+    while (true) {
+      const std::int64_t first = next_.fetch_add(job.grain, std::memory_order_relaxed);
+      if (first >= job.tasks) return;
+      const std::int64_t last = std::min(first + job.grain, job.tasks);
+      for (std::int64_t task = first; task < last; ++task) job.function(job.context, task, worker);
+    }
+  }
+
+  void await(std::uint32_t seated) {
+    std::uint32_t finished = finished_.load(std::memory_order_acquire);
+    for (int spin = 0; finished != seated; ++spin) {
+      if (spin < kSpins) {
+        pause();
+      } else {
+        finished_.wait(finished, std::memory_order_acquire);
+      }
+      finished = finished_.load(std::memory_order_acquire);
+    }
+  }
+
+  std::mutex busy_;
+  Job job_;
+  std::uint32_t workers_ = 0;
+  std::atomic<std::uint32_t> gate_{0};
+  std::atomic<std::uint32_t> finished_{0};
+  std::atomic<std::int64_t> next_{0};
+};
+
+std::atomic<Pool*> current_pool{nullptr};
+std::atomic<int> thread_count{0};
+
+// The child of a fork has none of the workers, and the lock may have been held by a thread that does
+// not exist there: forget the pool, the next loop makes another.
+void forget_pool() { current_pool.store(nullptr, std::memory_order_release); }
+
+Pool& pool() {
+  Pool* found = current_pool.load(std::memory_order_acquire);
+  if (found != nullptr) return *found;
+#ifdef PYATTN_HAS_FORK
+  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+  static_cast<void>(registered);
+#endif
+  auto* fresh = new Pool;
+  if (current_pool.compare_exchange_strong(found, fresh, std::memory_order_acq_rel)) return *fresh;
+  delete fresh;  // another thread was first; this one has no workers yet
+  return *found;
+}
+
+}  // namespace
+
+int threads() {
+  int count = thread_count.load(std::memory_order_relaxed);
+  if (count == 0) {
+    count = usable_processors();
+    thread_count.store(count, std::memory_order_relaxed);
+  }
+  return count;
+}
+
+void set_threads(std::int64_t count) {
+  if (count < 1 || count > kMaxThreads) {
+    throw std::invalid_argument("set_threads: the number of threads must be 1 to " +
+                                std::to_string(kMaxThreads) + ", got " + std::to_string(count));
+  }
+  thread_count.store(static_cast<int>(count), std::memory_order_relaxed);
+}
+
+int loop_threads(const TaskLoop& loop) {
+  if (loop.work < kSerialWork) return 1;
+  const std::int64_t shares = (loop.tasks + loop.grain - 1) / loop.grain;
+  return static_cast<int>(std::clamp<std::int64_t>(shares, 1, threads()));
+}
+
+void parallel_for(const TaskLoop& loop, int max_threads, TaskFunction function, void* context) {
+  if (max_threads > 1) {
+    Pool& shared = pool();
+    const std::unique_lock lock(shared.busy(), std::try_to_lock);
+    if (lock.owns_lock()) {
+      const Job job{function, context, loop.tasks, loop.grain};
+      shared.run(job, static_cast<std::uint32_t>(max_threads - 1));
+      return;
+    }
+  }
+  for (std::int64_t task = 0; task < loop.tasks; ++task) function(context, task, 0);
+}
+
+}  // namespace pyattn

@@ -1,0 +1,274 @@
+// Additive attention (Bahdanau et al. 2014, arXiv:1409.0473):
+//   s_ij = sum_a v_a tanh(q_ia + k_ja), then the block loop of attention.inl; W s and U h are
+//   applied by the caller. Nothing of size T x S x A exists.
+// With x = 1 + e^2q e^2k, tanh(q + k) = 1 - 2 / x, so
+//   s = sum_a v_a - 2 sum_a v_a / x_a,   v1 / x1 + v2 / x2 = (v1 x2 + v2 x1) / (x1 x2).
+// The exponentials are taken once per query and once per key of a tile, and a pair of terms shares
+// one reciprocal: per term 1 FMA for x and about 3.5 operations, no exponential and no division.
+// A pair needs (1 + e^2(|q|+|k|))^2 below the largest number: |q| + |k| <= kLimit. That is decided
+// per key, from the largest |k_ja| of that key and the largest |q_ia| of the block; other keys get
+// the direct tanh. A masked key has no say in it. A NaN is not counted: it spreads on either path.
+// Error: about 2e-7 * sum_a |v_a| for a score on either path, for |q|, |k| of any size.
+// Queries are in the lanes, as for the dot product, unless they fill less than half of a register:
+// then the terms are (one query per decoding step is the common case: 10 times faster).
+// Stored: beside attention.inl, e^2q of the block and e^2k of the tile, 64 A numbers each.
+// Tried and slower: one reciprocal per term (1.4 times the time). One for four terms would halve
+// kLimit.
+#pragma once
+
+#include "cpu/attention.inl"
+
+namespace pyattn {
+namespace {
+
+// Terms of a score summed apart, so that a long sum errs like a short one. Even.
+constexpr std::int64_t kRun = 32;
+
+// sum_a v_a / x_a of two terms with one reciprocal, added to sum.
+template <class V>
+PYATTN_INLINE V add_pair(V v1, V x1, V v2, V x2, V sum) {
+  return V::fma(V::fma(v1, x2, v2 * x1), V::reciprocal(x1 * x2), sum);
+}
+
+// sums[lane] of one key for NV registers of queries; `depth` is even.
+template <class V, int NV>
+void factored_scores(const typename V::Scalar* query, const typename V::Scalar* key,
+                     const typename V::Scalar* v, typename V::Scalar total, std::int64_t depth,
+                     typename V::Scalar* sums) {
+  using T = typename V::Scalar;
+  const V one = V::broadcast(T(1));
+  V sum[NV];
+  PYATTN_UNROLL
+  for (int i = 0; i < NV; ++i) sum[i] = V::broadcast(T(0));
+  for (std::int64_t start = 0; start < depth; start += kRun) {
+    const std::int64_t end = depth - start < kRun ? depth : start + kRun;
+    V run[NV];
+    PYATTN_UNROLL
+    for (int i = 0; i < NV; ++i) run[i] = V::broadcast(T(0));
+    for (std::int64_t a = start; a < end; a += 2) {
+      const V key1 = V::broadcast(key[a]);
+      const V key2 = V::broadcast(key[a + 1]);
+      const V v1 = V::broadcast(v[a]);
+      const V v2 = V::broadcast(v[a + 1]);
+      const T* pair = query + a * kPanel<V>;
+      PYATTN_UNROLL
+      for (int i = 0; i < NV; ++i) {
+        const V x1 = V::fma(V::load(pair + i * V::kLanes), key1, one);
+        const V x2 = V::fma(V::load(pair + kPanel<V> + i * V::kLanes), key2, one);
+        run[i] = add_pair(v1, x1, v2, x2, run[i]);
+      }
+    }
+    PYATTN_UNROLL
+    for (int i = 0; i < NV; ++i) sum[i] = sum[i] + run[i];
+  }
+  PYATTN_UNROLL
+  for (int i = 0; i < NV; ++i) {
+    V::fnma(one + one, sum[i], V::broadcast(total)).store(sums + i * V::kLanes);
+  }
+}
+
+// The same without the factorisation, for any q and k.
+template <class V, int NV>
+void direct_scores(const typename V::Scalar* query, const typename V::Scalar* key,
+                   const typename V::Scalar* v, std::int64_t length, typename V::Scalar* sums) {
+  using T = typename V::Scalar;
+  V sum[NV];
+  PYATTN_UNROLL
+  for (int i = 0; i < NV; ++i) sum[i] = V::broadcast(T(0));
+  for (std::int64_t start = 0; start < length; start += kRun) {
+    const std::int64_t end = length - start < kRun ? length : start + kRun;
+    V run[NV];
+    PYATTN_UNROLL
+    for (int i = 0; i < NV; ++i) run[i] = V::broadcast(T(0));
+    for (std::int64_t a = start; a < end; ++a) {
+      const V k = V::broadcast(key[a]);
+      const V weight = V::broadcast(v[a]);
+      PYATTN_UNROLL
+      for (int i = 0; i < NV; ++i) {
+        const V x = V::load(query + a * kPanel<V> + i * V::kLanes) + k;
+        run[i] = V::fma(weight, tanh(x), run[i]);
+      }
+    }
+    PYATTN_UNROLL
+    for (int i = 0; i < NV; ++i) sum[i] = sum[i] + run[i];
+  }
+  PYATTN_UNROLL
+  for (int i = 0; i < NV; ++i) sum[i].store(sums + i * V::kLanes);
+}
+
+// One score with the terms in the lanes: query and key are e^2q and e^2k of one row each.
+template <class V>
+typename V::Scalar factored_score(const typename V::Scalar* query, const typename V::Scalar* key,
+                                  const typename V::Scalar* v, typename V::Scalar total,
+                                  std::int64_t length) {
+  using T = typename V::Scalar;
+  constexpr int L = V::kLanes;
+  const V one = V::broadcast(T(1));
+  V sum = V::broadcast(T(0));
+  std::int64_t a = 0;
+  for (; a + 2 * L <= length; a += 2 * L) {
+    const V x1 = V::fma(V::load(query + a), V::load(key + a), one);
+    const V x2 = V::fma(V::load(query + a + L), V::load(key + a + L), one);
+    sum = add_pair(V::load(v + a), x1, V::load(v + a + L), x2, sum);
+  }
+  for (; a < length; a += L) {
+    const int left = length - a < L ? static_cast<int>(length - a) : L;
+    const V x = V::fma(V::load(query + a, left), V::load(key + a, left), one);
+    sum = V::fma(V::load(v + a, left), V::reciprocal(x), sum);
+  }
+  return total - T(2) * sum_lanes(sum);
+}
+
+template <class V>
+typename V::Scalar direct_score(const typename V::Scalar* query, const typename V::Scalar* key,
+                                const typename V::Scalar* v, std::int64_t length) {
+  using T = typename V::Scalar;
+  V sum = V::broadcast(T(0));
+  for (std::int64_t a = 0; a < length; a += V::kLanes) {
+    const int left = length - a < V::kLanes ? static_cast<int>(length - a) : V::kLanes;
+    const V x = V::load(query + a, left) + V::load(key + a, left);
+    sum = V::fma(V::load(v + a, left), tanh(x), sum);
+  }
+  return sum_lanes(sum);
+}
+
+template <class V>
+class AdditiveScore {
+ public:
+  using T = typename V::Scalar;
+  static constexpr T kLimit = V::kLibm ? T(170) : T(21);
+
+  AdditiveScore(const AttentionParams<T>& p, const Queries<T>& queries, const Workspace<T>& w)
+      : w_(w),
+        length_(p.query.shape[3]),
+        depth_(length_ + length_ % 2),
+        terms_in_lanes_(queries.count * 2 <= V::kLanes) {
+    double total = 0;
+    for (std::int64_t a = 0; a < length_; ++a) {
+      w.v[a] = p.v[a];
+      total += static_cast<double>(p.v[a]);
+    }
+    total_ = static_cast<T>(total);
+    if (depth_ > length_) w.v[length_] = T(0);  // the second term of the last pair
+    if (terms_in_lanes_) {
+      begin_rows(p, queries);
+      return;
+    }
+    load_queries<V>(p, queries, depth_, T(1), w.query);
+    for (int lane = 0; lane < queries.count; lane += kPanel<V>) {
+      with_vecs<V>(queries.count - lane,
+                   [&](auto vecs) { begin_panel<decltype(vecs)::value>(lane); });
+    }
+  }
+
+  void begin(const Tile<T>& tile) {
+    for (int k = 0; k < tile.count; ++k) {
+      factored_[k] = largest(tile.key[k], T(0)) + query_largest_ <= kLimit;
+      if (!factored_[k]) continue;
+      T* exponentials = w_.keys_exp + k * depth_;
+      exponentiate(tile.key[k], exponentials);
+      if (depth_ > length_) exponentials[length_] = T(0);
+    }
+  }
+
+  template <int NV>
+  void strip(const Tile<T>& tile, const Strip<V>& strip, const Ahead<T>& ahead, T* sums) const {
+    const std::int64_t at = panel_offset<V>(strip.lane, depth_);
+    for (int k = 0; k < strip.keys; ++k) {
+      ahead.touch(k, 1);
+      T* place = sums + k * kPanel<V>;
+      if (terms_in_lanes_) {
+        score_row(tile, strip, k, place);
+      } else if (factored_[k]) {
+        factored_scores<V, NV>(w_.query_exp + at, w_.keys_exp + k * depth_, w_.v, total_, depth_,
+                               place);
+      } else {
+        direct_scores<V, NV>(w_.query + at, tile.key[k], w_.v, length_, place);
+      }
+    }
+  }
+
+ private:
+  // Few queries: rows as they come, no panels.
+  void begin_rows(const AttentionParams<T>& p, const Queries<T>& queries) {
+    const std::int64_t step = p.query.stride[3];
+    for (int lane = 0; lane < queries.count; ++lane) {
+      const T* row = queries.start(p.query.data, p.query.stride, lane);
+      T* copy = w_.query + lane * depth_;
+      for (std::int64_t a = 0; a < length_; ++a) copy[a] = row[a * step];
+      query_largest_ = largest(copy, query_largest_);
+      exponentiate(copy, w_.query_exp + lane * depth_);
+    }
+  }
+
+  void score_row(const Tile<T>& tile, const Strip<V>& strip, int k, T* sums) const {
+    V::broadcast(T(0)).store(sums);  // the lanes without a query
+    for (int i = 0; i < strip.lanes; ++i) {
+      const std::int64_t at = (strip.lane + i) * depth_;
+      sums[i] = factored_[k] ? factored_score<V>(w_.query_exp + at, w_.keys_exp + k * depth_,
+                                                 w_.v, total_, length_)
+                             : direct_score<V>(w_.query + at, tile.key[k], w_.v, length_);
+    }
+  }
+
+  // e^2q of a panel, and the largest |q|.
+  template <int NV>
+  void begin_panel(int lane) {
+    const V zero = V::broadcast(T(0));
+    V top = zero;
+    for (std::int64_t a = 0; a < depth_; ++a) {
+      for (int v = 0; v < NV; ++v) {
+        const std::int64_t at = lane * depth_ + a * kPanel<V> + v * V::kLanes;
+        const V x = a < length_ ? V::load(w_.query + at) : zero;
+        top = V::max(abs(x), top);
+        exp_bounded(x).store(w_.query_exp + at);
+      }
+    }
+    query_largest_ = widest(top, query_largest_);
+  }
+
+  // e^2x; what is above the limit will not be used. This order keeps a NaN.
+  static V exp_bounded(V x) {
+    return exp_accurate(V::min(V::broadcast(T(2) * kLimit), x + x));
+  }
+
+  void exponentiate(const T* row, T* exponentials) const {
+    for (std::int64_t a = 0; a < length_; a += V::kLanes) {
+      const int left = static_cast<int>(length_ - a < V::kLanes ? length_ - a : V::kLanes);
+      exp_bounded(V::load(row + a, left)).store(exponentials + a, left);
+    }
+  }
+
+  static T widest(V top, T largest) {
+    T lane[V::kLanes];
+    top.store(lane);
+    for (int i = 0; i < V::kLanes; ++i) largest = lane[i] > largest ? lane[i] : largest;
+    return largest;
+  }
+
+  T largest(const T* row, T so_far) const {
+    V top = V::broadcast(T(0));
+    for (std::int64_t a = 0; a < length_; a += V::kLanes) {
+      const int left = static_cast<int>(length_ - a < V::kLanes ? length_ - a : V::kLanes);
+      top = V::max(abs(V::load(row + a, left)), top);
+    }
+    return widest(top, so_far);
+  }
+
+  const Workspace<T>& w_;
+  std::int64_t length_;
+  std::int64_t depth_;  // A rounded up to even
+  bool terms_in_lanes_;
+  T total_ = T(0);
+  T query_largest_ = T(0);
+  bool factored_[kTileKeys] = {};
+};
+
+template <class V>
+void additive(const AttentionParams<typename V::Scalar>& p, const AttentionBlock& block,
+              typename V::Scalar* scratch) noexcept {
+  Block<V, AdditiveScore<V>>(p, block, scratch).run();
+}
+
+}  // namespace
+}  // namespace pyattn

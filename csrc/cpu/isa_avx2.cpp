@@ -1,0 +1,9 @@
+#include "cpu/tables.h"
+#include "cpu/vec_avx2.h"
+#include "cpu/table.inl"
+
+namespace pyattn {
+
+constinit const KernelTable avx2_table = make_table<Avx2, Lanes<double, 4>>("avx2");
+
+}  // namespace pyattn

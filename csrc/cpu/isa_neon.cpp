@@ -1,0 +1,9 @@
+#include "cpu/tables.h"
+#include "cpu/vec_neon.h"
+#include "cpu/table.inl"
+
+namespace pyattn {
+
+constinit const KernelTable neon_table = make_table<Neon, Lanes<double, 2>>("neon");
+
+}  // namespace pyattn

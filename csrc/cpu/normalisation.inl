@@ -1,0 +1,123 @@
+// softmax and layer normalisation (Ba et al. 2016, arXiv:1607.06450) of dense rows.
+// Sums run in four registers, added in a fixed order, so a row's result depends on that row only.
+// Softmax reads a row three times (maximum; exponentials and their sum; scaling), layer
+// normalisation too (mean; squared distance from it, which does not cancel as E[x^2] - mean^2
+// does; result). A row of -inf gives NaN, as the formula does: masks belong to attention.
+#pragma once
+
+#include "core/params.h"
+#include "cpu/math.inl"
+
+namespace pyattn {
+namespace {
+
+// The first `count` lanes of x, the others replaced.
+template <class V>
+PYATTN_INLINE V first_lanes(V x, int count, typename V::Scalar other) {
+  return V::select(V::from_bits((std::uint64_t{1} << count) - 1), x, V::broadcast(other));
+}
+
+// sum_i term(x_i); `term(x, at, count)` may store what it computed.
+template <class V, class Term>
+PYATTN_INLINE typename V::Scalar sum_row(const typename V::Scalar* row, std::int64_t length,
+                                         Term term) {
+  using T = typename V::Scalar;
+  constexpr int kWays = 4;
+  V sum[kWays];
+  for (V& part : sum) part = V::broadcast(T(0));
+  std::int64_t i = 0;
+  for (; i + kWays * V::kLanes <= length; i += kWays * V::kLanes) {
+    PYATTN_UNROLL
+    for (int way = 0; way < kWays; ++way) {
+      const std::int64_t at = i + way * V::kLanes;
+      sum[way] = sum[way] + term(V::load(row + at), at, V::kLanes);
+    }
+  }
+  for (; i < length; i += V::kLanes) {
+    const int left = length - i < V::kLanes ? static_cast<int>(length - i) : V::kLanes;
+    sum[0] = sum[0] + first_lanes(term(V::load(row + i, left), i, left), left, T(0));
+  }
+  return sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+// Calls body(at, count) for every register of a row.
+template <class V, class Body>
+PYATTN_INLINE void for_each_register(std::int64_t length, Body body) {
+  std::int64_t i = 0;
+  for (; i + V::kLanes <= length; i += V::kLanes) body(i, V::kLanes);
+  if (i < length) body(i, static_cast<int>(length - i));
+}
+
+template <class V>
+PYATTN_INLINE V load_lanes(const typename V::Scalar* p, int count) {
+  return count == V::kLanes ? V::load(p) : V::load(p, count);
+}
+
+template <class V>
+PYATTN_INLINE void store_lanes(V x, typename V::Scalar* p, int count) {
+  if (count == V::kLanes) {
+    x.store(p);
+  } else {
+    x.store(p, count);
+  }
+}
+
+template <class V>
+void softmax_rows(const Rows<typename V::Scalar>& rows) noexcept {
+  using T = typename V::Scalar;
+  for (std::int64_t r = 0; r < rows.count; ++r) {
+    const T* x = rows.input + r * rows.length;
+    T* y = rows.output + r * rows.length;
+    const T lowest = -static_cast<T>(HUGE_VAL);
+    V tops = V::broadcast(lowest);
+    for_each_register<V>(rows.length, [&](std::int64_t at, int count) {
+      // A NaN is dropped here and comes back in the exponential.
+      tops = V::max(first_lanes(load_lanes<V>(x + at, count), count, lowest), tops);
+    });
+    T lane[V::kLanes];
+    tops.store(lane);
+    T top = lowest;
+    for (int i = 0; i < V::kLanes; ++i) top = lane[i] > top ? lane[i] : top;
+    const V shift = V::broadcast(top);
+    const T total = sum_row<V>(x, rows.length, [&](V value, std::int64_t at, int count) {
+      const V numerator = exp_fast(value - shift);
+      store_lanes(numerator, y + at, count);
+      return numerator;
+    });
+    const V scale = V::broadcast(T(1) / total);
+    for_each_register<V>(rows.length, [&](std::int64_t at, int count) {
+      store_lanes(load_lanes<V>(y + at, count) * scale, y + at, count);
+    });
+  }
+}
+
+template <class V>
+void layer_norm_rows(const Rows<typename V::Scalar>& rows,
+                     const LayerNormParams<typename V::Scalar>& p) noexcept {
+  using T = typename V::Scalar;
+  const T length = static_cast<T>(rows.length);
+  for (std::int64_t r = 0; r < rows.count; ++r) {
+    const T* x = rows.input + r * rows.length;
+    T* y = rows.output + r * rows.length;
+    const T mean = sum_row<V>(x, rows.length, [](V value, std::int64_t, int) { return value; }) /
+                   length;
+    const V centre = V::broadcast(mean);
+    const T variance = sum_row<V>(x, rows.length,
+                                  [&](V value, std::int64_t, int) {
+                                    const V distance = value - centre;
+                                    return distance * distance;
+                                  }) /
+                       length;
+    const V scale =
+        V::broadcast(static_cast<T>(1.0 / ::sqrt(static_cast<double>(variance + p.eps))));
+    for_each_register<V>(rows.length, [&](std::int64_t at, int count) {
+      V value = (load_lanes<V>(x + at, count) - centre) * scale;
+      if (p.weight != nullptr) value = value * load_lanes<V>(p.weight + at, count);
+      if (p.bias != nullptr) value = value + load_lanes<V>(p.bias + at, count);
+      store_lanes(value, y + at, count);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace pyattn

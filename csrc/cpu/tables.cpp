@@ -1,0 +1,62 @@
+// The list of instruction sets, best first, and how to tell whether this processor has one.
+#include "cpu/tables.h"
+
+#include "core/isa.h"
+
+#if defined(PYATTN_X86) && !defined(__GNUC__)
+#include <immintrin.h>
+#include <intrin.h>
+#endif
+
+namespace pyattn {
+namespace {
+
+#if defined(PYATTN_X86) && defined(__GNUC__)
+// The compiler's builtin also asks whether the operating system saves the registers.
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+#elif defined(PYATTN_X86)
+struct Features {
+  bool avx2 = false;
+  bool avx512 = false;
+};
+
+Features features() {
+  int one[4];
+  int seven[4];
+  __cpuid(one, 1);
+  const bool saves_registers = (one[2] >> 27 & 1) != 0;
+  if (!saves_registers) return {};
+  const unsigned long long saved = _xgetbv(0);
+  __cpuidex(seven, 7, 0);
+  const bool fma = (one[2] >> 12 & 1) != 0;
+  const bool avx2 = (saved & 0x6) == 0x6 && fma && (seven[1] >> 5 & 1) != 0;
+  const unsigned wanted = 1U << 16 | 1U << 17 | 1U << 30 | 1U << 31;  // F, DQ, BW, VL
+  const bool avx512 = (static_cast<unsigned>(seven[1]) & wanted) == wanted;
+  return {avx2, avx2 && avx512 && (saved & 0xe6) == 0xe6};
+}
+bool has_avx2() { return features().avx2; }
+bool has_avx512() { return features().avx512; }
+#endif
+
+bool always() { return true; }
+
+}  // namespace
+
+std::vector<IsaEntry> built_isas() {
+  return {
+#ifdef PYATTN_X86
+      {&avx512_table, has_avx512},
+      {&avx2_table, has_avx2},
+#endif
+#ifdef PYATTN_NEON
+      {&neon_table, always},  // part of every 64-bit Arm processor
+#endif
+      {&scalar_table, always},
+  };
+}
+
+}  // namespace pyattn

@@ -1,0 +1,219 @@
+// What a block of queries sees of a tile of keys: which rows of K and V, and who may attend to whom.
+//
+// "Masked" means "never read": a key that no query of the block may attend to is left out of the
+// tile, so neither it nor its value is touched. For the others the score of a masked pair is
+// replaced by -inf, whatever it was, and a value row that holds a NaN or an infinity and is masked
+// for some of the queries is taken out of the product P V, where 0 * NaN would spread, and added
+// lane by lane. Leaving a key out changes no bit of any row: it would have added 0.
+#pragma once
+
+#include "core/params.h"
+#include "cpu/matrix.inl"
+
+namespace pyattn {
+namespace {
+
+constexpr std::uint64_t low_bits(std::int64_t count) {
+  if (count <= 0) return 0;
+  return count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
+}
+
+// The queries of a block: lane i is row first_row + i % rows of head first_head + i / rows.
+template <class T>
+struct Queries {
+  const AttentionBlock& block;
+  int count;
+  std::uint64_t valid;
+
+  explicit Queries(const AttentionBlock& b)
+      : block(b), count(static_cast<int>(b.heads * b.rows)), valid(low_bits(count)) {}
+  std::int64_t head(int lane) const { return block.first_head + lane / block.rows; }
+  std::int64_t row(int lane) const { return block.first_row + lane % block.rows; }
+
+  template <class U>
+  U* start(U* data, const std::int64_t* stride, int lane) const {
+    return data + block.batch * stride[0] + head(lane) * stride[1] + row(lane) * stride[2];
+  }
+};
+
+template <class T>
+struct Tile {
+  int count = 0;        // keys kept
+  int width = 0;        // keys looked at
+  bool partial = false; // some pair of a kept key and a query is masked
+  bool biased = false;
+  int index[kTileKeys];           // position of a kept key in the tile
+  std::uint64_t bits[kTileKeys];  // of a kept key: the lanes that may attend to it
+  const T* key[kTileKeys];
+  const T* value[kTileKeys];
+  int odd_count = 0;              // kept keys whose value row is not finite and is partly masked
+  int odd[kTileKeys];
+  const T* odd_value[kTileKeys];
+};
+
+// In place: bit j of word i becomes bit i of word j (Warren, Hacker's Delight, section 7-3).
+inline void transpose_bits(std::uint64_t (&word)[64]) {
+  std::uint64_t mask = 0x00000000ffffffffULL;
+  for (int step = 32; step != 0; step >>= 1, mask ^= mask << step) {
+    for (int i = 0; i < 64; i = (i + step + 1) & ~step) {
+      const std::uint64_t swapped = (word[i] >> step ^ word[i + step]) & mask;
+      word[i] ^= swapped << step;
+      word[i + step] ^= swapped;
+    }
+  }
+}
+
+// Bit j = "byte j is not zero", for `count` <= 64 bytes.
+inline std::uint64_t nonzero_bits(const std::uint8_t* byte, std::int64_t stride, int count) {
+  if (stride == 0) return *byte != 0 ? low_bits(count) : 0;
+  std::uint64_t bits = 0;
+  int j = 0;
+  if (stride == 1) {
+    for (; j + 8 <= count; j += 8) {
+      std::uint64_t eight;
+      std::memcpy(&eight, byte + j, 8);
+      constexpr std::uint64_t kSeven = 0x7f7f7f7f7f7f7f7fULL;
+      const std::uint64_t high = (((eight & kSeven) + kSeven) | eight) & ~kSeven;
+      // Gathers bit 7 of every byte into the top byte, in order.
+      bits |= ((high >> 7) * 0x0102040810204080ULL >> 56) << j;
+    }
+  }
+  for (; j < count; ++j) bits |= static_cast<std::uint64_t>(byte[j * stride] != 0) << j;
+  return bits;
+}
+
+// allowed[j] = lanes that may attend to key first + j by the causal rule and a boolean mask.
+// False when every pair is allowed; `allowed` is then untouched.
+template <class T>
+bool restrict_tile(const AttentionParams<T>& p, const Queries<T>& queries, std::int64_t first,
+                   int width, std::uint64_t (&allowed)[kTileKeys]) {
+  const bool causal = p.is_causal && first + width - 1 > queries.block.first_row;
+  const bool masked = p.mask.kind == MaskKind::boolean;
+  if (!causal && !masked) return false;
+  const auto* mask = static_cast<const std::uint8_t*>(p.mask.data) + first * p.mask.stride[3];
+  const bool same_row = p.mask.stride[2] == 0 && (p.mask.stride[1] == 0 || queries.block.heads == 1);
+  const std::uint64_t all = low_bits(width);
+  std::uint64_t intersection = all;
+  std::uint64_t shared = all;
+  if (masked && same_row) {
+    shared = nonzero_bits(queries.start(mask, p.mask.stride, 0), p.mask.stride[3], width);
+  }
+  for (int lane = 0; lane < queries.count; ++lane) {
+    std::uint64_t row = shared;
+    if (masked && !same_row) {
+      row = nonzero_bits(queries.start(mask, p.mask.stride, lane), p.mask.stride[3], width);
+    }
+    if (causal) row &= low_bits(queries.row(lane) - first + 1);
+    allowed[lane] = row;
+    intersection &= row;
+  }
+  if (intersection == all) return false;
+  for (int lane = queries.count; lane < kTileKeys; ++lane) allowed[lane] = 0;
+  transpose_bits(allowed);
+  return true;
+}
+
+// Transposes the additive mask of the tile to bias[panel][key][lane] and clears the pairs at -inf.
+template <class V>
+void load_bias(const AttentionParams<typename V::Scalar>& p,
+               const Queries<typename V::Scalar>& queries, std::int64_t first, int width,
+               typename V::Scalar* bias, std::uint64_t (&allowed)[kTileKeys]) {
+  using T = typename V::Scalar;
+  const auto* mask = static_cast<const T*>(p.mask.data) + first * p.mask.stride[3];
+  const V masked = V::broadcast(-static_cast<T>(HUGE_VAL));
+  for (int lane = 0; lane < queries.count; lane += kPanel<V>) {
+    const int lanes = queries.count - lane < kPanel<V> ? queries.count - lane : kPanel<V>;
+    const T* row[kPanel<V>];
+    for (int i = 0; i < lanes; ++i) row[i] = queries.start(mask, p.mask.stride, lane + i);
+    T* panel = bias + static_cast<std::int64_t>(lane) * kTileKeys;
+    if (p.mask.stride[3] == 1) {
+      transpose_in<V>(row, lanes, width, panel, kPanel<V>);
+    } else {
+      for (int k = 0; k < width; ++k) {
+        for (int i = 0; i < kPanel<V>; ++i) {
+          panel[k * kPanel<V> + i] = i < lanes ? row[i][k * p.mask.stride[3]] : T(0);
+        }
+      }
+    }
+    for (int k = 0; k < width; ++k) {
+      for (int i = 0; i < lanes; i += V::kLanes) {
+        const V x = V::load(panel + k * kPanel<V> + i);
+        allowed[k] &= ~(V::to_bits(V::equal(x, masked)) << (lane + i));
+      }
+    }
+  }
+}
+
+template <class V>
+bool finite(const typename V::Scalar* row, std::int64_t columns) {
+  using T = typename V::Scalar;
+  const V zero = V::broadcast(T(0));
+  V sum = zero;
+  for (std::int64_t e = 0; e < columns; e += V::kLanes) {
+    const V x = columns - e < V::kLanes ? V::load(row + e, static_cast<int>(columns - e))
+                                        : V::load(row + e);
+    sum = V::fma(x, zero, sum);
+  }
+  return V::to_bits(V::equal(sum, zero)) == low_bits(V::kLanes);
+}
+
+// A row of K or V with unit stride: where it lies, or copied to `copy`.
+template <class T>
+const T* unit_row(const View<const T, 4>& view, std::int64_t batch, std::int64_t head,
+                  std::int64_t index, T* copy) {
+  const T* row =
+      view.data + batch * view.stride[0] + head * view.stride[1] + index * view.stride[2];
+  const std::int64_t step = view.stride[3];
+  if (step == 1) return row;
+  for (std::int64_t d = 0; d < view.shape[3]; ++d) copy[d] = row[d * step];
+  return copy;
+}
+
+// Rows of V for the product. A row that must not be multiplied by 0 goes to the list of odd ones.
+template <class V>
+void load_values(const AttentionParams<typename V::Scalar>& p,
+                 const Queries<typename V::Scalar>& queries, std::int64_t group,
+                 std::int64_t first, typename V::Scalar* copies,
+                 const typename V::Scalar* zeros, Tile<typename V::Scalar>& tile) {
+  const std::int64_t columns = p.value.shape[3];
+  tile.odd_count = 0;
+  for (int i = 0; i < tile.count; ++i) {
+    tile.value[i] = unit_row(p.value, queries.block.batch, group, first + tile.index[i],
+                             copies + i * columns);
+    if (!tile.partial || tile.bits[i] == queries.valid) continue;
+    if (finite<V>(tile.value[i], columns)) continue;
+    tile.odd[tile.odd_count] = i;
+    tile.odd_value[tile.odd_count++] = tile.value[i];
+    tile.value[i] = zeros;
+  }
+}
+
+// Fills `tile` for keys first .. first + width - 1, less those that nobody may attend to.
+template <class V>
+void load_tile(const AttentionParams<typename V::Scalar>& p,
+               const Queries<typename V::Scalar>& queries, std::int64_t group,
+               std::int64_t first, int width, typename V::Scalar* bias,
+               typename V::Scalar* key_copies, Tile<typename V::Scalar>& tile) {
+  std::uint64_t allowed[kTileKeys];
+  tile.biased = p.mask.kind == MaskKind::additive;
+  const bool restricted = restrict_tile(p, queries, first, width, allowed);
+  if (!restricted) {
+    for (int k = 0; k < width; ++k) allowed[k] = queries.valid;
+  }
+  if (tile.biased) load_bias<V>(p, queries, first, width, bias, allowed);
+  tile.count = 0;
+  tile.width = width;
+  tile.partial = false;
+  for (int k = 0; k < width; ++k) {
+    if (allowed[k] == 0) continue;
+    tile.partial |= allowed[k] != queries.valid;
+    tile.bits[tile.count] = allowed[k];
+    tile.index[tile.count] = k;
+    tile.key[tile.count] = unit_row(p.key, queries.block.batch, group, first + k,
+                                    key_copies + tile.count * p.key.shape[3]);
+    ++tile.count;
+  }
+}
+
+}  // namespace
+}  // namespace pyattn

@@ -1,0 +1,14 @@
+// pyattn._core: the kernels, checked for memory safety and nothing more. The friendly interface is
+// pyattn's Python.
+#include <pybind11/pybind11.h>
+
+#include "python/register.h"
+
+PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
+  module.doc() = "Kernels of pyattn on NumPy arrays.";
+  pyattn::python::register_runtime(module);
+  pyattn::python::register_sdpa(module);
+  pyattn::python::register_additive(module);
+  pyattn::python::register_elementwise(module);
+  pyattn::python::register_normalisation(module);
+}

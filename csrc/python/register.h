@@ -1,0 +1,13 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace pyattn::python {
+
+void register_sdpa(pybind11::module_& module);
+void register_additive(pybind11::module_& module);
+void register_elementwise(pybind11::module_& module);
+void register_normalisation(pybind11::module_& module);
+void register_runtime(pybind11::module_& module);
+
+}  // namespace pyattn::python

@@ -1,0 +1,293 @@
+"""Export to ONNX: trace a model once on symbolic inputs, then write its nodes down.
+
+Each attention mechanism becomes a call of a model-local function of the domain ``pyattn`` whose
+body is its expansion in standard operators. Any ONNX runtime runs the body; a runtime that knows an
+operator of that name runs its own kernel instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyattn.grad import Parametrized
+from pyattn.io import atomic_write
+from pyattn.onnx_graph import DOMAIN, Graph, Shared
+from pyattn.tensor import Array, Spec, Tensor
+
+if TYPE_CHECKING:
+    import onnx
+
+OLDEST_OPSET = 18
+TOLERANCE = 1e-4
+
+
+class VerificationError(RuntimeError):
+    """The exported file and the eager model do not agree."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of the exported model: an example array and the names of its dynamic dimensions.
+
+    ``dims`` has one entry for each axis: a string names a dynamic dimension (axes with the same
+    name always have the same size), None keeps the example's size. ``at_most`` names the dimension
+    that bounds the values of an input of lengths: verification, which repeats and cuts the example
+    to other sizes, then keeps within it.
+    """
+
+    example: Array
+    dims: tuple[str | None, ...] = ()
+    at_most: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.example, np.ndarray):
+            raise TypeError(f"Input: example must be an array; got {type(self.example).__name__}")
+        if self.dims and len(self.dims) != self.example.ndim:
+            raise ValueError(
+                f"Input: dims {self.dims} name {len(self.dims)} axes; the example has shape "
+                f"{self.example.shape}"
+            )
+
+    @property
+    def shape(self) -> tuple[int | str, ...]:
+        names = self.dims or (None,) * self.example.ndim
+        return tuple(
+            size if name is None else name
+            for name, size in zip(names, self.example.shape, strict=True)
+        )
+
+    def resized(self, sizes: Mapping[str, int]) -> Array:
+        """Return the example repeated or cut along each dynamic dimension to the given sizes."""
+        array = self.example
+        for axis, name in enumerate(self.dims):
+            if name is not None:
+                array = array.take(np.arange(sizes[name]) % array.shape[axis], axis=axis)
+        if self.at_most is not None and self.at_most in sizes:
+            array = np.minimum(array, sizes[self.at_most]).astype(array.dtype)
+        return np.ascontiguousarray(array)
+
+
+def export(
+    model: Callable[..., Any],
+    inputs: Mapping[str, Input | Array],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    opset: int = 24,
+    functions: bool = True,
+    attention_outputs: bool = False,
+    verify: bool = True,
+) -> onnx.ModelProto:
+    """Export a model to ONNX.
+
+    Parameters
+    ----------
+    model:
+        A module, or any function of arrays. It is called once, with a symbolic Tensor for each
+        entry of ``inputs``, by keyword. It returns a Tensor, a tuple, or a mapping of names to
+        Tensors, which become the outputs ``output``, ``output_0``, ... or the mapping's names.
+    inputs:
+        For each input an :class:`Input`, or an example array when every size is fixed.
+    path:
+        Where to write the file, if anywhere. It appears there complete, or not at all. Files that
+        the model brings along (``companion_files()``, a tokenizer for example) are written beside.
+    opset:
+        The version of ONNX's operators, 18 or later. At 23 and 24 the body of scaled dot-product
+        attention is the standard operator ``Attention``.
+    functions:
+        Whether each attention mechanism is a model-local function of the domain ``pyattn``
+        (the default) or written out in standard operators.
+    attention_outputs:
+        Whether the attention weights of each layer are outputs too: ``attention_weights_0``, ...
+    verify:
+        Whether to run the result in ONNX Runtime, at three choices of the dynamic sizes other than
+        the example's, and compare it with the model run on arrays.
+
+    Returns
+    -------
+    onnx.ModelProto
+
+    Raises
+    ------
+    TraceError
+        Where the model asks for a dynamic size.
+    VerificationError
+        When an output differs by more than 1e-4; the message gives the largest difference.
+    ValueError
+        For an opset out of range, or an operation without a form in that opset.
+    OSError
+        When the file cannot be written.
+    """
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise ValueError(f"export: opset must lie in {OLDEST_OPSET}..{newest}; got {opset}")
+    if not inputs:
+        raise ValueError("export: expected one input or more; got none")
+    given = {k: v if isinstance(v, Input) else Input(v) for k, v in inputs.items()}
+    target = None if path is None else Path(path)
+    with contextlib.ExitStack() as stack:
+        # Opened first: a path that cannot be written must not cost a trace and a check.
+        file = stack.enter_context(atomic_write(target)) if target else None
+        proto = _trace(model, given, Shared(opset, {} if functions else None, attention_outputs))
+        if verify:
+            _verify(model, proto, given)
+        if target and file:
+            _write_companions(model, proto, target)
+            file.write(proto.SerializeToString())
+    return proto
+
+
+def _write_companions(model: Any, proto: onnx.ModelProto, target: Path) -> None:
+    """Write what the model brings along beside the file, and say in the file's metadata where."""
+    if not hasattr(model, "companion_files"):
+        return
+    for name, content in model.companion_files().items():
+        beside = target.with_name(f"{target.stem}.{name}")
+        with atomic_write(beside) as file:
+            file.write(content)
+        proto.metadata_props.add(key=f"pyattn.{Path(name).stem}", value=beside.name)
+
+
+def _trace(
+    model: Callable[..., Any], given: Mapping[str, Input], shared: Shared
+) -> onnx.ModelProto:
+    """Call the model on symbolic Tensors and return what that recorded as a ModelProto."""
+    from onnx import ModelProto, checker, helper
+
+    symbols = {
+        name: Tensor.symbolic(i.shape, i.example.dtype, name=name) for name, i in given.items()
+    }
+    if isinstance(model, Parametrized):
+        named = {k: Tensor(_array(v), name=k) for k, v in model.parameters().items()}
+        model = model.replace(named)
+    outputs = _named_outputs(model(**symbols))
+    graph = Graph(shared)
+    for name, tensor in symbols.items():
+        graph.bind(tensor, name)
+    sources = graph.add(list(outputs.values()))
+    graph.rename(sources, list(outputs))
+    described = [(name, tensor.spec) for name, tensor in outputs.items()] + graph.attention
+    initializers = graph.initializers()
+    size = sum(len(tensor.raw_data) for tensor in initializers)
+    if size >= 2**31:
+        raise ValueError(f"export: {size} bytes of weights exceed the 2 GiB of one ONNX file")
+    opsets = [helper.make_opsetid("", shared.opset)]
+    if shared.functions:
+        opsets.append(helper.make_opsetid(DOMAIN, 1))
+    proto: ModelProto = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            type(model).__name__,
+            [_value_info(name, tensor.spec) for name, tensor in symbols.items()],
+            [_value_info(name, spec) for name, spec in described],
+            initializers,
+        ),
+        functions=list((shared.functions or {}).values()),
+        opset_imports=opsets,
+        ir_version=max(10, helper.find_min_ir_version_for(opsets[:1])),
+        producer_name="pyattn",
+        producer_version=_version(),
+    )
+    checker.check_model(proto, full_check=True)
+    return proto
+
+
+def _array(value: Any) -> Array:
+    array: Array = value.numpy() if isinstance(value, Tensor) else value
+    return array
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("pyattn")
+
+
+def _value_info(name: str, spec: Spec) -> Any:
+    from onnx import helper
+
+    sizes = [size if isinstance(size, int) else str(size) for size in spec.shape]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(spec.dtype), sizes)
+
+
+def _named_outputs(result: Any) -> dict[str, Tensor]:
+    if isinstance(result, Mapping):
+        named = dict(result)
+    elif isinstance(result, tuple):
+        named = {f"output_{i}": tensor for i, tensor in enumerate(result)}
+    else:
+        named = {"output": result}
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor) or tensor.value is not None:
+            raise TypeError(
+                f"export: {name} must be a Tensor that depends on the inputs; got "
+                f"{type(tensor).__name__}"
+            )
+    return named
+
+
+def _verify(model: Callable[..., Any], proto: onnx.ModelProto, given: Mapping[str, Input]) -> None:
+    """Run the file and the model at other sizes than the traced ones; raise where they differ."""
+    from pyattn.ort import session
+
+    run = session(proto)
+    for sizes in _other_sizes(given):
+        arrays = {name: i.resized(sizes) for name, i in given.items()}
+        eager = _eager_outputs(model, arrays)
+        exported = run.run(list(eager), arrays)
+        for (name, expected), found in zip(eager.items(), exported, strict=True):
+            where = f"output {name!r} at sizes {sizes or 'of the example'}"
+            if expected.shape != found.shape:
+                raise VerificationError(
+                    f"export: {where} has shape {found.shape}; eager has {expected.shape}"
+                )
+            difference = _largest_difference(expected, found)
+            if not difference <= TOLERANCE:
+                raise VerificationError(
+                    f"export: {where} differs from eager by {difference:.3g}, "
+                    f"more than {TOLERANCE:g}"
+                )
+
+
+def _eager_outputs(model: Callable[..., Any], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    result = model(**arrays)
+    if isinstance(result, Mapping):
+        return dict(result)
+    if isinstance(result, tuple):
+        return {f"output_{i}": array for i, array in enumerate(result)}
+    return {"output": result}
+
+
+def _largest_difference(expected: Array, found: Array) -> float:
+    if expected.dtype.kind != "f":
+        return float(np.count_nonzero(expected != found))
+    equal = (expected == found) | (np.isnan(expected) & np.isnan(found))
+    difference = np.where(equal, 0.0, np.abs(expected.astype(np.float64) - found))
+    return float(difference.max(initial=0.0))
+
+
+def _other_sizes(given: Mapping[str, Input]) -> list[dict[str, int]]:
+    """Return three choices of the dynamic sizes, small and unlike the example's."""
+    traced = {
+        name: size
+        for i in given.values()
+        for name, size in zip(i.dims, i.example.shape, strict=False)
+        if name is not None
+    }
+    if not traced:
+        return [{}]
+    return [
+        {
+            name: [n for n in (3, 1, 7, 2, 5, 4) if n != size][(k + 2 * j) % 5]
+            for j, (name, size) in enumerate(traced.items())
+        }
+        for k in range(3)
+    ]

@@ -1,0 +1,227 @@
+"""BERT encoders, loaded from Hugging Face checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+
+from pyattn.io import load
+from pyattn.nn import Embedding, LayerNorm, Linear, Module, TransformerEncoderLayer
+from pyattn.nn.transformer import Activation
+from pyattn.ops import arange_like, astype, expand_dims, getitem, take, tanh
+from pyattn.tensor import Array, Value
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The entries of a checkpoint's ``config.json`` that decide the architecture."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    pad_token_id: int = 0
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """Read ``config.json``; ValueError where it does not describe a BERT encoder."""
+        given = read_json(path)
+        required = {"model_type": "bert", "position_embedding_type": "absolute"}
+        for key, wanted in required.items():
+            if given.get(key, wanted) != wanted:
+                raise ValueError(f"{path}: {key} must be {wanted!r}; got {given[key]!r}")
+        if given.get("is_decoder", False):
+            raise ValueError(f"{path}: is_decoder is true; Bert is an encoder")
+        known = {field.name for field in fields(cls)}
+        try:
+            return cls(**{key: value for key, value in given.items() if key in known})
+        except TypeError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def read_json(path: str | os.PathLike[str], kind: type = dict) -> Any:
+    """Read a JSON file that holds a ``kind``; ValueError with the path where it does not."""
+    try:
+        value = json.loads(Path(path).read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} must hold a {kind.__name__}; got {type(value).__name__}")
+    return value
+
+
+class Bert(Module):
+    """The encoder of "BERT", arXiv:1810.04805: embeddings, encoder layers, and the pooler.
+
+    ``Bert(config, rng=...)`` starts with random parameters, :meth:`from_pretrained` with those of a
+    checkpoint.
+    """
+
+    def __init__(self, config: BertConfig, *, rng: np.random.Generator | None) -> None:
+        size = config.hidden_size
+        self.config = config
+        self.word_embeddings = Embedding(config.vocab_size, size, rng=rng)
+        self.position_embeddings = Embedding(config.max_position_embeddings, size, rng=rng)
+        self.token_type_embeddings = Embedding(config.type_vocab_size, size, rng=rng)
+        self.embeddings_norm = LayerNorm(size, eps=config.layer_norm_eps)
+        self.layers = [
+            TransformerEncoderLayer(
+                size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                activation=cast("Activation", config.hidden_act),  # the layer checks it
+                dropout=config.hidden_dropout_prob,
+                eps=config.layer_norm_eps,
+                rng=rng,
+            )
+            for _ in range(config.num_hidden_layers)
+        ]
+        self.pooler: Linear | None = Linear(size, size, rng=rng)
+
+    def __call__(
+        self,
+        input_ids: Value,
+        attention_mask: Value | None = None,
+        token_type_ids: Value | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> Any:
+        """Return the last layer's states ``(B, S, hidden_size)``, float32.
+
+        ``input_ids``, ``attention_mask`` (nonzero: a real token) and ``token_type_ids`` are
+        ``(B, S)`` integers; without a mask every token is real, without types all are of type 0.
+        ``rng`` switches dropout on, for training.
+        """
+        positions = arange_like(input_ids, 1)
+        length, limit = input_ids.shape[1], self.config.max_position_embeddings
+        if isinstance(length, int) and length > limit:
+            raise ValueError(f"Bert: input_ids has {length} positions; the model has {limit}")
+        if token_type_ids is None:
+            types = getitem(self.token_type_embeddings.weight, 0)
+        else:
+            types = self.token_type_embeddings(token_type_ids)
+        x = (
+            self.word_embeddings(input_ids)
+            + types
+            + take(self.position_embeddings.weight, positions)
+        )
+        x = self.embeddings_norm(x)
+        mask = None
+        if attention_mask is not None:
+            mask = expand_dims(expand_dims(astype(attention_mask, np.bool_), 1), 1)
+        for layer in self.layers:
+            x = layer(x, mask, rng=rng)
+        return x
+
+    def pool(self, states: Value) -> Any:
+        """Return ``tanh(W x_0 + b)`` of the first token's state: BERT's pooled output."""
+        if self.pooler is None:
+            raise ValueError("Bert: the checkpoint has no pooler")
+        return tanh(self.pooler(getitem(states, (slice(None), 0))))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, strict: bool = True) -> Self:
+        """Load a Hugging Face checkpoint: a folder with ``config.json`` and safetensors weights.
+
+        Float16 and bfloat16 weights become float32. A checkpoint without a pooler is accepted.
+
+        Parameters
+        ----------
+        folder:
+            The checkpoint.
+        strict:
+            Whether names in the file that the encoder does not have (the head of a classifier, for
+            example) are an error; otherwise they are a warning.
+
+        Raises
+        ------
+        FileNotFoundError
+            When a file is missing.
+        ValueError
+            When the configuration is not BERT's, a file is damaged, or names are missing or
+            unexpected; the message lists them.
+        """
+        config = BertConfig.from_file(Path(folder) / "config.json")
+        return cls(config, rng=None)._take(load_weights(folder), folder, strict=strict)
+
+    def _take(
+        self, weights: dict[str, Array], folder: str | os.PathLike[str], *, strict: bool
+    ) -> Self:
+        found = {_plain_name(name): array for name, array in weights.items()}
+        found.pop("embeddings.position_ids", None)  # the numbers 0, 1, ...: a buffer of old files
+        if not any(name.startswith("pooler.") for name in found):
+            self.pooler = None
+        names = {name: _checkpoint_name(name) for name in self.parameters()}
+        missing = [name for name in names.values() if name not in found]
+        unexpected = sorted(found.keys() - set(names.values()))
+        report = f"{folder}: missing {missing or 'none'}, unexpected {unexpected or 'none'}"
+        if missing or (unexpected and strict):
+            raise ValueError(report)
+        if unexpected:
+            warnings.warn(report, stacklevel=3)
+        return self.load({ours: _float32(found[theirs]) for ours, theirs in names.items()})
+
+
+def load_weights(folder: str | os.PathLike[str]) -> dict[str, Array]:
+    """Read ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists."""
+    base = Path(folder)
+    index = base / "model.safetensors.index.json"
+    if (base / "model.safetensors").is_file() or not index.is_file():
+        return load(base / "model.safetensors")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, Mapping):
+        raise ValueError(f"{index} has no weight_map")
+    weights: dict[str, Array] = {}
+    for shard in sorted(set(shards.values())):
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ValueError(f"{index}: {shard!r} is not a file name")
+        weights |= load(base / shard)
+    return weights
+
+
+def _plain_name(name: str) -> str:
+    """Undo what differs between checkpoints: a prefix, and the old names of the norm's arrays."""
+    name = name.removeprefix("bert.")
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )
+
+
+_CHECKPOINT_NAMES = (
+    # Ours, theirs; longer names stand before the names that they begin with.
+    ("attention_norm.", "attention.output.LayerNorm."),
+    ("attention.output.", "attention.output.dense."),
+    ("attention.", "attention.self."),
+    ("hidden.", "intermediate.dense."),
+    ("output_norm.", "output.LayerNorm."),
+    ("output.", "output.dense."),
+)
+
+
+def _checkpoint_name(name: str) -> str:
+    if name.startswith("pooler."):
+        return name.replace("pooler.", "pooler.dense.")
+    if not name.startswith("layers."):
+        return f"embeddings.{name.replace('embeddings_norm.', 'LayerNorm.')}"
+    _, number, rest = name.split(".", 2)
+    for ours, theirs in _CHECKPOINT_NAMES:
+        if rest.startswith(ours):
+            return f"encoder.layer.{number}.{theirs}{rest.removeprefix(ours)}"
+    raise KeyError(name)
+
+
+def _float32(array: Array) -> Array:
+    return array if array.dtype == np.float32 else array.astype(np.float32)

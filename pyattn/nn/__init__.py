@@ -1,0 +1,24 @@
+"""Modules: thin holders of parameters around the functions of pyattn."""
+
+from pyattn.nn.attention import (
+    AdditiveAttention,
+    LuongAttention,
+    MultiHeadAttention,
+    SelfAttention,
+)
+from pyattn.nn.layers import Dropout, Embedding, LayerNorm, Linear
+from pyattn.nn.module import Module
+from pyattn.nn.transformer import TransformerEncoderLayer
+
+__all__ = [
+    "AdditiveAttention",
+    "Dropout",
+    "Embedding",
+    "LayerNorm",
+    "Linear",
+    "LuongAttention",
+    "Module",
+    "MultiHeadAttention",
+    "SelfAttention",
+    "TransformerEncoderLayer",
+]

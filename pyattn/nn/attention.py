@@ -1,0 +1,247 @@
+"""Attention modules: the parameters around the functions of :mod:`pyattn.attention`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pyattn.attention import additive_attention, luong_attention, scaled_dot_product_attention
+from pyattn.attention.luong import Score
+from pyattn.nn.layers import Linear
+from pyattn.nn.module import Module, uniform
+from pyattn.ops import concat, reshape, tanh, transpose
+from pyattn.tensor import Array, Value
+
+
+class MultiHeadAttention(Module):
+    """Multi-head attention: ``concat(head_1, ..., head_H) W_o``, each head attending on its own.
+
+    With fewer ``kv_heads`` than ``heads`` it is grouped-query attention (arXiv:2305.13245), with
+    one it is multi-query attention (arXiv:1911.02150).
+
+    Parameters
+    ----------
+    size:
+        The size of queries and of the output, a multiple of ``heads``.
+    heads, kv_heads:
+        H and G; G defaults to H and divides it.
+    key_size, value_size:
+        The sizes of the keys and values given to the call; ``size`` by default.
+    bias:
+        Whether the four projections have a bias.
+    rng:
+        Draws the initial parameters; None leaves them at zero, to be loaded.
+
+    References
+    ----------
+    Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        key_size: int | None = None,
+        value_size: int | None = None,
+        bias: bool = True,
+        rng: np.random.Generator | None,
+    ) -> None:
+        groups = heads if kv_heads is None else kv_heads
+        if heads < 1 or size % heads or groups < 1 or heads % groups:
+            raise ValueError(
+                f"{type(self).__name__}: size must be a multiple of heads, and heads of kv_heads; "
+                f"got size {size}, heads {heads}, kv_heads {groups}"
+            )
+        self.heads, self.kv_heads, self.head_size = heads, groups, size // heads
+        self.query = Linear(size, size, bias=bias, rng=rng)
+        self.key = Linear(key_size or size, groups * self.head_size, bias=bias, rng=rng)
+        self.value = Linear(value_size or size, groups * self.head_size, bias=bias, rng=rng)
+        self.output = Linear(size, size, bias=bias, rng=rng)
+
+    def __call__(
+        self,
+        query: Value,
+        key: Value,
+        value: Value,
+        attn_mask: Value | None = None,
+        *,
+        is_causal: bool = False,
+        kv_lengths: Value | None = None,
+        aux: Sequence[str] = (),
+    ) -> Any:
+        """Attend from ``query (B, T, size)`` to ``key`` and ``value (B, S, ...)``.
+
+        The other arguments, and what ``aux`` returns behind the output ``(B, T, size)``, are those
+        of :func:`pyattn.scaled_dot_product_attention`; a mask broadcasts to ``(B, H, T, S)``.
+        """
+        result = scaled_dot_product_attention(
+            self._split(self.query(query), self.heads),
+            self._split(self.key(key), self.kv_heads),
+            self._split(self.value(value), self.kv_heads),
+            attn_mask,
+            is_causal=is_causal,
+            kv_lengths=kv_lengths,
+            aux=aux,
+        )
+        heads, *extra = result if isinstance(result, tuple) else (result,)
+        joined = reshape(transpose(heads, (0, 2, 1, 3)), (0, 0, -1))
+        return (self.output(joined), *extra) if extra else self.output(joined)
+
+    def _split(self, x: Value, heads: int) -> Any:
+        return transpose(reshape(x, (0, 0, heads, self.head_size)), (0, 2, 1, 3))
+
+
+class SelfAttention(MultiHeadAttention):
+    """Multi-head attention of a sequence to itself: query, key and value are one array.
+
+    Parameters are those of :class:`MultiHeadAttention`.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        heads: int = 1,
+        *,
+        kv_heads: int | None = None,
+        bias: bool = True,
+        rng: np.random.Generator | None,
+    ) -> None:
+        super().__init__(size, heads, kv_heads=kv_heads, bias=bias, rng=rng)
+
+    def __call__(  # type: ignore[override]
+        self,
+        x: Value,
+        attn_mask: Value | None = None,
+        *,
+        is_causal: bool = False,
+        kv_lengths: Value | None = None,
+        aux: Sequence[str] = (),
+    ) -> Any:
+        """Attend within ``x (B, T, size)``; the rest as for :class:`MultiHeadAttention`."""
+        return super().__call__(
+            x, x, x, attn_mask, is_causal=is_causal, kv_lengths=kv_lengths, aux=aux
+        )
+
+
+class AdditiveAttention(Module):
+    """Bahdanau's attention: ``softmax_s(v . tanh(W s_t + U h_s)) h`` (arXiv:1409.0473).
+
+    Parameters
+    ----------
+    query_size, key_size:
+        The sizes of the decoder states s and of the source states h.
+    units:
+        A, the size of the alignment model.
+    rng:
+        Draws the initial parameters; None leaves them at zero, to be loaded.
+    """
+
+    def __init__(
+        self, query_size: int, key_size: int, units: int, *, rng: np.random.Generator | None
+    ) -> None:
+        self.query = Linear(query_size, units, bias=False, rng=rng)
+        self.key = Linear(key_size, units, bias=False, rng=rng)
+        self.v: Array = uniform(rng, (units,), units)
+
+    def __call__(
+        self,
+        query: Value,
+        key: Value,
+        value: Value | None = None,
+        attn_mask: Value | None = None,
+        *,
+        kv_lengths: Value | None = None,
+        aux: Sequence[str] = (),
+    ) -> Any:
+        """Return the context ``(B, T, E)`` of states ``query (B, T, query_size)``.
+
+        ``key (B, S, key_size)`` are the source states; ``value`` is the same by default. The other
+        arguments are those of :func:`pyattn.additive_attention`.
+        """
+        return additive_attention(
+            self.query(query),
+            self.key(key),
+            key if value is None else value,
+            self.v,
+            attn_mask=attn_mask,
+            kv_lengths=kv_lengths,
+            aux=aux,
+        )
+
+
+class LuongAttention(Module):
+    """Luong's global attention and attentional vector: ``tanh(W_c [c_t; h_t])``.
+
+    Parameters
+    ----------
+    query_size, key_size:
+        The sizes of the decoder states h_t and of the source states h_s; equal for score "dot".
+    score:
+        "dot", "general" or "concat", see :func:`pyattn.luong_attention`.
+    units:
+        A, for "concat" only; ``query_size`` by default.
+    rng:
+        Draws the initial parameters; None leaves them at zero, to be loaded.
+
+    References
+    ----------
+    Luong, Pham and Manning 2015, arXiv:1508.04025, section 3.
+    """
+
+    def __init__(
+        self,
+        query_size: int,
+        key_size: int | None = None,
+        *,
+        score: Score = "general",
+        units: int | None = None,
+        rng: np.random.Generator | None,
+    ) -> None:
+        key_size = key_size or query_size
+        if score == "dot" and query_size != key_size:
+            raise ValueError(
+                'LuongAttention: score "dot" needs query_size equal to key_size; got '
+                f"{query_size} and {key_size}"
+            )
+        self.score: Score = score
+        self.weight: Array | None = None
+        self.v: Array | None = None
+        if score == "general":
+            self.weight = uniform(rng, (query_size, key_size), key_size)
+        elif score == "concat":
+            units = units or query_size
+            self.weight = uniform(rng, (units, query_size + key_size), query_size + key_size)
+            self.v = uniform(rng, (units,), units)
+        self.output = Linear(key_size + query_size, query_size, bias=False, rng=rng)
+
+    def __call__(
+        self,
+        query: Value,
+        key: Value,
+        attn_mask: Value | None = None,
+        *,
+        kv_lengths: Value | None = None,
+        aux: Sequence[str] = (),
+    ) -> Any:
+        """Return the attentional vectors ``(B, T, query_size)`` of ``query (B, T, query_size)``.
+
+        ``key (B, S, key_size)`` are the source states. The other arguments are those of
+        :func:`pyattn.luong_attention`.
+        """
+        result = luong_attention(
+            query,
+            key,
+            score=self.score,
+            weight=self.weight,
+            v=self.v,
+            attn_mask=attn_mask,
+            kv_lengths=kv_lengths,
+            aux=aux,
+        )
+        context, *extra = result if isinstance(result, tuple) else (result,)
+        vector = tanh(self.output(concat([context, query], -1)))
+        return (vector, *extra) if extra else vector

@@ -1,0 +1,128 @@
+"""Operations on positions: counting them, looking rows up by them, masks made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyattn.ops._rules import INT64, join, normalize_axis
+from pyattn.ops.elementwise import astype, less, less_equal
+from pyattn.ops.shape import expand_dims
+from pyattn.tensor import Array, Dim, Node, Op, Spec, Value, apply
+
+
+def _arange_like_shape(x: Spec, *, axis: int) -> Spec:
+    return Spec((x.shape[normalize_axis("arange_like", axis, x.ndim)],), INT64)
+
+
+def _arange_like_onnx(graph: Any, node: Node, x: str) -> Any:
+    source = node.required(0)
+    axis = node.params["axis"] % source.ndim
+    size = graph.node(
+        "Squeeze",
+        graph.node("Shape", x, start=axis, end=axis + 1),
+        graph.constant(np.array([0], np.int64)),
+    )
+    zero, one = graph.constant(np.array(0, np.int64)), graph.constant(np.array(1, np.int64))
+    return graph.node("Range", zero, size, one)
+
+
+_ARANGE_LIKE = Op(
+    "arange_like",
+    lambda x, axis: np.arange(x.shape[axis], dtype=np.int64),
+    _arange_like_shape,
+    onnx=_arange_like_onnx,
+)
+
+
+def _take_shape(table: Spec, indices: Spec) -> Spec:
+    if table.ndim != 2 or indices.dtype.kind not in "iu":
+        raise TypeError(
+            f"{join('take', table, indices)}; expected a (rows, columns) table and integer indices"
+        )
+    return Spec((*indices.shape, table.shape[1]), table.dtype)
+
+
+def _take_eval(table: Array, indices: Array) -> Array:
+    if indices.size and not (indices.min() >= 0 and indices.max() < len(table)):
+        raise ValueError(
+            f"take: indices must lie in 0..{len(table) - 1}; got {indices.min()}..{indices.max()}"
+        )
+    return table[indices]
+
+
+def _take_vjp(
+    _: Node, g: tuple[Array], inputs: tuple[Array, Array], __: tuple[Array]
+) -> tuple[Array, None]:
+    table, indices = inputs
+    gradient = np.zeros_like(table)
+    np.add.at(gradient, indices.reshape(-1), g[0].reshape(-1, table.shape[1]))
+    return gradient, None
+
+
+_TAKE = Op(
+    "take",
+    _take_eval,
+    _take_shape,
+    _take_vjp,
+    lambda graph, _, table, indices: graph.node("Gather", table, indices, axis=0),
+)
+
+
+def _repeat_shape(x: Spec, *, repeats: int, axis: int) -> Spec:
+    size = x.shape[axis]
+    if isinstance(size, Dim):
+        raise ValueError(f"repeat: axis {axis} of {x} must have a static size")
+    return Spec((*x.shape[:axis], size * repeats, *x.shape[axis + 1 :]), x.dtype)
+
+
+def _repeat_vjp(node: Node, g: tuple[Array], x: tuple[Array], _: tuple[Array]) -> tuple[Array]:
+    axis, shape = node.params["axis"], x[0].shape
+    split = (*shape[:axis], shape[axis], node.params["repeats"], *shape[axis + 1 :])
+    return (g[0].reshape(split).sum(axis=axis + 1),)
+
+
+def _repeat_onnx(graph: Any, node: Node, x: str) -> Any:
+    source, axis = node.required(0), node.params["axis"]
+    rows = np.repeat(np.arange(source.shape[axis], dtype=np.int64), node.params["repeats"])
+    return graph.node("Gather", x, graph.constant(rows), axis=axis)
+
+
+_REPEAT = Op(
+    "repeat",
+    lambda x, repeats, axis: np.repeat(x, repeats, axis=axis),
+    _repeat_shape,
+    _repeat_vjp,
+    _repeat_onnx,
+)
+
+
+def arange_like(x: Value, axis: int) -> Any:
+    """Return the int64 positions 0, 1, ... along an axis of ``x``, whatever its size."""
+    return apply(_ARANGE_LIKE, x, axis=axis)
+
+
+def take(table: Value, indices: Value) -> Any:
+    """Return the rows of ``table (rows, columns)`` at integer ``indices (...)``: an embedding.
+
+    Raises ValueError for an index outside the table; a negative index is outside.
+    """
+    return apply(_TAKE, table, indices)
+
+
+def repeat(x: Value, repeats: int, axis: int) -> Any:
+    """Return ``x`` with each entry of ``axis`` repeated ``repeats`` times in a row."""
+    return apply(_REPEAT, x, repeats=repeats, axis=normalize_axis("repeat", axis, x.ndim))
+
+
+def length_mask(lengths: Value, key: Value, axis: int = -2) -> Any:
+    """Return booleans ``(B, S)``: whether key j of a row is below its length ``(B,)``."""
+    positions = expand_dims(arange_like(key, axis), 0)
+    return less(positions, expand_dims(astype(lengths, INT64), 1))
+
+
+def causal_mask(query: Value, key: Value, axis: int = -2) -> Any:
+    """Return booleans ``(T, S)``: whether key j is at or before query i (top-left aligned)."""
+    columns, rows = arange_like(key, axis), arange_like(query, axis)
+    return less_equal(expand_dims(columns, 0), expand_dims(rows, 1))

@@ -1,0 +1,87 @@
+"""Matrix products. NumPy's BLAS computes them; no kernel of ours would be faster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyattn.ops._rules import broadcast, join, require_float, standard, unbroadcast
+from pyattn.tensor import Array, Node, Op, Spec, Value, apply
+
+
+def _matmul_shape(x: Spec, y: Spec) -> Spec:
+    dtype = require_float("matmul", x, y)
+    if x.ndim < 2 or y.ndim < 2:
+        raise ValueError(f"{join('matmul', x, y)}; both need rank 2 or more")
+    if x.shape[-1] != y.shape[-2]:
+        raise ValueError(f"{join('matmul', x, y)}; sizes {x.shape[-1]} and {y.shape[-2]} differ")
+    batch = broadcast("matmul", x.shape[:-2], y.shape[:-2])
+    return Spec((*batch, x.shape[-2], y.shape[-1]), dtype)
+
+
+def _matmul_vjp(
+    _: Node, g: tuple[Array], inputs: tuple[Array, Array], __: tuple[Array]
+) -> tuple[Array, Array]:
+    x, y = inputs
+    return (
+        unbroadcast(g[0] @ y.swapaxes(-1, -2), x.shape),
+        unbroadcast(x.swapaxes(-1, -2) @ g[0], y.shape),
+    )
+
+
+_MATMUL = Op("matmul", np.matmul, _matmul_shape, _matmul_vjp, standard("MatMul"))
+
+
+def matmul(x: Value, y: Value) -> Any:
+    """Return the matrix product over the last two axes, the others broadcast."""
+    return apply(_MATMUL, x, y)
+
+
+def _linear_eval(x: Array, weight: Array, bias: Array | None) -> Array:
+    # One flat product: NumPy would otherwise run a small one per leading index.
+    rows = x.reshape(-1, x.shape[-1]) @ weight.T
+    if bias is not None:
+        rows += bias
+    return rows.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _linear_shape(x: Spec, weight: Spec, bias: Spec | None) -> Spec:
+    given = [x, weight] if bias is None else [x, weight, bias]
+    dtype = require_float("linear", *given)
+    if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"{join('linear', x, weight)}; expected (..., in) and weight (out, in)")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{join('linear', weight, bias)}; expected bias (out,)")
+    return Spec((*x.shape[:-1], weight.shape[0]), dtype)
+
+
+def _linear_vjp(
+    _: Node, g: tuple[Array], inputs: tuple[Array, Array, Array | None], __: tuple[Array]
+) -> tuple[Array, Array, Array | None]:
+    x, weight, bias = inputs
+    rows = g[0].reshape(-1, weight.shape[0])
+    return (
+        (rows @ weight).reshape(x.shape),
+        rows.T @ x.reshape(-1, weight.shape[1]),
+        None if bias is None else rows.sum(axis=0),
+    )
+
+
+def _linear_onnx(graph: Any, node: Node, x: str, weight: str, bias: str) -> str:
+    tensor = node.required(1)
+    if tensor.value is not None:
+        # ONNX Runtime packs a constant right-hand side once, at load.
+        weight = graph.constant(tensor.value.T, tensor.name and f"{tensor.name}.T")
+    else:
+        weight = graph.node("Transpose", weight, perm=(1, 0))
+    product: str = graph.node("MatMul", x, weight)
+    return graph.node("Add", product, bias) if bias else product
+
+
+_LINEAR = Op("linear", _linear_eval, _linear_shape, _linear_vjp, _linear_onnx)
+
+
+def linear(x: Value, weight: Value, bias: Value | None = None) -> Any:
+    """Return ``x W^T + b`` for ``x (..., in)``, ``weight (out, in)`` and ``bias (out,)``."""
+    return apply(_LINEAR, x, weight, bias)

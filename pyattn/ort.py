@@ -1,0 +1,34 @@
+"""ONNX Runtime sessions with settings that suit attention models."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from pyattn import runtime
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+
+def session(
+    model: onnx.ModelProto | bytes | str | os.PathLike[str], *, threads: int | None = None
+) -> onnxruntime.InferenceSession:
+    """Return a CPU session for a model in memory or in a file.
+
+    ``threads`` defaults to :func:`pyattn.runtime.threads`, which heeds the affinity mask and the
+    container's limit; ONNX Runtime by itself heeds neither. The memory arena grows by what is
+    asked for, because sequence lengths differ from call to call.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or runtime.threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    source: Any = model
+    if not isinstance(model, (bytes, str, os.PathLike)):
+        source = model.SerializeToString()
+    provider = ("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})
+    return onnxruntime.InferenceSession(source, options, providers=[provider])

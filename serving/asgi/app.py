@@ -1,0 +1,134 @@
+"""The ASGI application: one request in, one answer out, whatever happens between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from ..engine.engine import Engine, ModelSource
+from ..engine.failures import ModelError, UnavailableError
+from ..settings import Settings
+from .body import Limits, discard
+from .endpoints import Endpoints
+from .errors import ClientGoneError, HttpError, error_response
+from .lifecycle import Lifecycle
+from .request import Request
+from .responses import Response, send_body, send_start
+from .routing import Router
+from .types import Receive, Scope, Send
+
+logger = logging.getLogger("pyattn_serving")
+access = logging.getLogger("pyattn_serving.access")
+
+
+class Application:
+    """An ASGI application that serves the models of one engine.
+
+    The models are loaded when the server starts the application, or before by `Engine.load`.
+
+    Attributes
+    ----------
+    engine : Engine
+    lifecycle : Lifecycle
+        For the server around the application: it starts the drain and waits for the end of it.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self.engine = engine
+        self.lifecycle = Lifecycle()
+        self._limits = limits
+        self._router = Router(Endpoints(engine, self.lifecycle, limits).routes())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the ASGI server."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = time.perf_counter()
+        status: int | str = "gone"
+        with self.lifecycle.request():
+            try:
+                request = Request(scope, receive)
+                response = await self._answer(request)
+                await self._send(request, response, send)
+                status = response.status
+            except HttpError as error:  # headers that cannot be read at all
+                response = error_response(error)
+                await send_start(response, send, close=True)
+                await send_body(response.body, send)
+                status = response.status
+            except (ClientGoneError, OSError):
+                logger.debug("the client closed the connection")
+        if access.isEnabledFor(logging.INFO):
+            path = scope.get("raw_path") or scope["path"].encode()
+            access.info(
+                "%s %s %s %s %.1fms",
+                (scope.get("client") or "-")[0],
+                scope["method"],
+                ascii(path.decode("latin-1"))[1:-1][:500],
+                status,
+                (time.perf_counter() - start) * 1e3,
+            )
+
+    async def _answer(self, request: Request) -> Response:
+        """Return the answer to a request, also when its handling fails or is cut off."""
+        try:
+            return await self._router(request)
+        except ClientGoneError:
+            raise
+        except asyncio.CancelledError:
+            return error_response(UnavailableError("the server is shutting down"))
+        except Exception as error:
+            response = error_response(error)
+            if response.status >= 500 and not isinstance(error, UnavailableError):
+                logger.exception("%s %s failed", request.method, ascii(request.path[:500]))
+            return response
+
+    async def _send(self, request: Request, response: Response, send: Send) -> None:
+        unread = not request.body_read
+        await send_start(response, send, close=unread or self.lifecycle.draining)
+        body = b"" if request.method == "HEAD" else response.body
+        if unread:
+            await send_body(body, send, more=True)
+            await discard(request, self._limits)
+            body = b""
+        await send_body(body, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await asyncio.to_thread(self.engine.load)
+        except ModelError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self.lifecycle.drain()
+        self.engine.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def create_app(settings: Settings) -> Application:
+    """Return the application for `settings`; raises `ModelError` for a model name out of rule.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> app = create_app(Settings(model=Path("model.onnx")))
+    >>> app.engine.loaded
+    False
+    """
+    engine = Engine(
+        [ModelSource.of(settings.model, settings.name)],
+        threads=settings.threads,
+        concurrency=settings.concurrency,
+        spin=settings.spin,
+    )
+    return Application(engine, Limits(settings.max_body, settings.body_timeout))

@@ -1,0 +1,128 @@
+"""The endpoints of the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from ..engine.engine import Engine
+from ..engine.failures import UnavailableError
+from ..engine.model import Model
+from ..protocol.infer import decode_request, encode_response
+from ..protocol.metadata import model_metadata, server_metadata
+from .body import Limits, collect
+from .content import BINARY, JSON, LENGTH_HEADER, check_content
+from .errors import ClientGoneError, HttpError
+from .lifecycle import Lifecycle
+from .request import Request
+from .responses import Response, json_response
+from .routing import Route
+
+# Up to this many bytes, decoding in the event loop takes less time than a change of thread.
+INLINE_BYTES = 32 << 10
+
+
+class Endpoints:
+    """The endpoints, over one engine."""
+
+    def __init__(self, engine: Engine, lifecycle: Lifecycle, limits: Limits) -> None:
+        self._engine = engine
+        self._lifecycle = lifecycle
+        self._limits = limits
+
+    def routes(self) -> list[Route]:
+        """Return the routes; those of a model exist with and without a version."""
+        routes = [
+            Route("/v2", {"GET": self.server}),
+            Route("/v2/health/live", {"GET": self.live}),
+            Route("/v2/health/ready", {"GET": self.ready}),
+        ]
+        for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            routes += [
+                Route(model, {"GET": self.model}),
+                Route(f"{model}/ready", {"GET": self.model_ready}),
+                Route(f"{model}/infer", {"POST": self.infer}),
+            ]
+        return routes
+
+    async def server(self, _request: Request, _path: Mapping[str, str]) -> Response:
+        """Answer with the server's name, version and extensions."""
+        return json_response(server_metadata())
+
+    async def live(self, _request: Request, _path: Mapping[str, str]) -> Response:
+        """Answer that the process works, whether or not it takes inferences."""
+        return json_response({"live": True, "ready": self._refusal() is None})
+
+    async def ready(self, _request: Request, _path: Mapping[str, str]) -> Response:
+        """Answer whether inferences are taken: 200, or 503 with the reason."""
+        return self._readiness({"live": True})
+
+    async def model(self, _request: Request, path: Mapping[str, str]) -> Response:
+        """Answer with the inputs and outputs of a model."""
+        return json_response(model_metadata(self._model(path)))
+
+    async def model_ready(self, _request: Request, path: Mapping[str, str]) -> Response:
+        """Answer whether inferences of a model are taken."""
+        return self._readiness({"name": self._model(path).name})
+
+    async def infer(self, request: Request, path: Mapping[str, str]) -> Response:
+        """Run a model."""
+        refusal = self._refusal()
+        if refusal is not None:
+            raise UnavailableError(refusal)
+        model = self._model(path)
+        json_length = check_content(request)
+        body = await collect(request, self._limits, json_length or 0)
+        if json_length is not None and json_length > len(body):
+            raise HttpError(
+                400, f"{LENGTH_HEADER} is {json_length}, but the body has {len(body)} bytes"
+            )
+        return await _while_connected(request, self._infer(model, body, json_length))
+
+    async def _infer(self, model: Model, body: memoryview, json_length: int | None) -> Response:
+        if len(body) > INLINE_BYTES:
+            request = await self._engine.offload(decode_request, model, body, json_length)
+        else:
+            request = decode_request(model, body, json_length)
+        arrays = await self._engine.infer(
+            model, request.feeds, [choice.name for choice in request.outputs]
+        )
+        if sum(array.nbytes for array in arrays) > INLINE_BYTES:
+            encoded = await self._engine.offload(encode_response, model, request, arrays)
+        else:
+            encoded = encode_response(model, request, arrays)
+        if encoded.json_length is None:
+            return Response(200, encoded.body, {"content-type": JSON})
+        headers = {"content-type": BINARY, LENGTH_HEADER.lower(): str(encoded.json_length)}
+        return Response(200, encoded.body, headers)
+
+    def _model(self, path: Mapping[str, str]) -> Model:
+        return self._engine.model(path["model"], path.get("version"))
+
+    def _refusal(self) -> str | None:
+        """Return why inferences are not taken now, or None."""
+        if self._lifecycle.draining:
+            return "the server is shutting down"
+        return None if self._engine.loaded else "the model is still being loaded"
+
+    def _readiness(self, about: dict[str, Any]) -> Response:
+        refusal = self._refusal()
+        if refusal is None:
+            return json_response({**about, "ready": True})
+        content = {**about, "ready": False, "error": refusal}
+        return json_response(content, 503, {"retry-after": "1"})
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """Await `work`, and cancel it when the client closes the connection."""
+    answer = asyncio.create_task(work)
+    gone = asyncio.create_task(request.disconnected())
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientGoneError
+        return answer.result()
+    finally:
+        gone.cancel()
+        answer.cancel()

@@ -1,0 +1,43 @@
+"""An HTTP response and how it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from .types import Send
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Status, body and headers; ``content-length`` is added when it is sent."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def json_response(
+    content: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a response with `content` as JSON."""
+    return Response(
+        status, orjson.dumps(content), {"content-type": "application/json", **(headers or {})}
+    )
+
+
+async def send_start(response: Response, send: Send, *, close: bool) -> None:
+    """Send status and headers; `close` says that the connection ends with this response."""
+    headers = [(name.encode(), value.encode()) for name, value in response.headers.items()]
+    headers.append((b"content-length", str(len(response.body)).encode()))
+    if close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+
+
+async def send_body(body: bytes, send: Send, *, more: bool = False) -> None:
+    """Send a part of the body, the last one unless `more`."""
+    await send({"type": "http.response.body", "body": body, "more_body": more})

@@ -1,0 +1,1 @@
+"""Models and their execution. Nothing here knows about HTTP."""

@@ -1,0 +1,27 @@
+"""What can go wrong below HTTP. ``asgi/errors.py`` gives each kind its status code."""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """Base of every failure that has a message fit for the client."""
+
+
+class ModelError(ServingError):
+    """The model file cannot be served: missing, corrupt, foreign, unsafe or of an unknown type."""
+
+
+class InvalidRequestError(ServingError):
+    """The request contradicts the protocol or the model's inputs and outputs."""
+
+
+class UnknownModelError(ServingError):
+    """No model of that name, or no such version of it."""
+
+
+class UnavailableError(ServingError):
+    """The server does not take this request now: it is loading, draining or stopping."""
+
+
+class InferenceError(ServingError):
+    """The model failed on a request that was well formed."""

@@ -1,0 +1,173 @@
+"""Look into an ONNX file before ONNX Runtime does.
+
+A model may keep weights in other files and name them by path. A hostile model can so make the
+server read any file that it may read, and a model may also carry ONNX Runtime's marker for "the
+weights are at this address of the process" (CVE-2022-25882, CVE-2024-27318, CVE-2024-5187,
+CVE-2025-51480 and later ones). So every location is checked here first: it must be a relative path
+to a regular file inside the model's folder, with one hard link and no symbolic link on the way out.
+
+The file is read with the small wire-format walker of ``protobuf.py``. The ``onnx`` package is not
+needed, and the weights inside the file are never touched. The message and field numbers are those
+of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+"""
+
+from __future__ import annotations
+
+import mmap
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .failures import ModelError
+from .protobuf import BYTES, VARINT, WireError, fields
+
+# Where a TensorProto can be, by message: field number -> message of its payload.
+_CHILDREN: dict[str, dict[int, str]] = {
+    "Model": {7: "Graph", 20: "TrainingInfo", 25: "Function"},
+    "TrainingInfo": {1: "Graph", 2: "Graph"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {
+        5: "Tensor",
+        6: "Graph",
+        10: "Tensor",
+        11: "Graph",
+        22: "SparseTensor",
+        23: "SparseTensor",
+    },
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {},
+}
+_TENSOR_NAME, _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 8, 13, 14
+_MODEL_GRAPH, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 11, 12
+_MAX_NESTING = 64  # subgraphs inside subgraphs; ONNX Runtime's own parser stops at 100 messages
+_IN_MEMORY = "_ORT_MEM_ADDR_"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A checked model file.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    external : frozenset of str
+        Locations of the external data files, relative to the folder of `path`.
+    unranked : frozenset of str
+        Inputs and outputs declared without a shape. ONNX Runtime reports these like scalars.
+    """
+
+    path: Path
+    external: frozenset[str]
+    unranked: frozenset[str]
+
+
+def inspect(path: Path) -> ModelFile:
+    """Read and check a model file; raises `ModelError` when it must not be loaded."""
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelError(f"model file {path} {kind}")
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise ModelError(f"model file {path} is empty")
+            # Not closed by hand: the map goes when the last view of it does.
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise ModelError(f"model file {path} cannot be read: {error.strerror}") from error
+    if bytes(content[4:8]) == b"ORTM":
+        raise ModelError(f"model file {path} is in ORT format, not ONNX")
+    try:
+        external = frozenset(_locations(content, "Model", 0))
+        unranked = frozenset(_unranked(content))
+    except WireError as error:
+        raise ModelError(f"model file {path} is not an ONNX model ({error})") from error
+    for location in external:
+        _check_location(location, path)
+    return ModelFile(path, external, unranked)
+
+
+def _locations(buffer: memoryview, message: str, depth: int) -> Iterator[str]:
+    """Yield the location of every external tensor below one message."""
+    if depth > _MAX_NESTING:
+        raise WireError("nested too deeply")
+    if message == "Tensor":
+        yield from _tensor_location(buffer)
+        return
+    children = _CHILDREN[message]
+    for number, wire_type, payload in fields(buffer):
+        child = children.get(number)
+        if child is not None and wire_type == BYTES and isinstance(payload, memoryview):
+            yield from _locations(payload, child, depth + 1)
+
+
+def _tensor_location(buffer: memoryview) -> Iterator[str]:
+    name, external, locations = "", False, []
+    for number, wire_type, payload in fields(buffer):
+        if number == _TENSOR_DATA_LOCATION and wire_type == VARINT:
+            external = payload == 1
+        elif isinstance(payload, int):
+            continue
+        elif number == _TENSOR_NAME and wire_type == BYTES:
+            name = _text(payload)
+        elif number == _TENSOR_EXTERNAL_DATA and wire_type == BYTES:
+            key, value = _entry(payload)
+            if key == "location":
+                locations.append(value)
+    if external and not locations:
+        raise WireError(f"tensor {name[:200]!r} has external data without a location")
+    yield from locations
+
+
+def _entry(buffer: memoryview) -> tuple[str, str]:
+    entry = {1: "", 2: ""}
+    for number, wire_type, payload in fields(buffer):
+        if number in entry and wire_type == BYTES and isinstance(payload, memoryview):
+            entry[number] = _text(payload)
+    return entry[1], entry[2]
+
+
+def _text(payload: memoryview) -> str:
+    try:
+        return bytes(payload).decode()
+    except UnicodeDecodeError:
+        raise WireError("a name that is not UTF-8") from None
+
+
+def _unranked(model: memoryview) -> Iterator[str]:
+    """Yield the names of graph inputs and outputs whose tensor type has no shape."""
+    for graph in _messages(model, _MODEL_GRAPH):
+        for field in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+            for value in _messages(graph, field):
+                tensor_types = [t for v in _messages(value, 2) for t in _messages(v, 1)]
+                if not any(True for t in tensor_types for _ in _messages(t, 2)):
+                    yield from (_text(name) for name in _messages(value, 1))
+
+
+def _messages(buffer: memoryview, wanted: int) -> Iterator[memoryview]:
+    for number, wire_type, payload in fields(buffer):
+        if number == wanted and wire_type == BYTES and isinstance(payload, memoryview):
+            yield payload
+
+
+def _check_location(location: str, model: Path) -> None:
+    """Raise `ModelError` unless `location` is a regular file inside the folder of `model`."""
+    refused = f"model file {model}: external data {location[:200]!r}"
+    if not location or "\0" in location or _IN_MEMORY in location:
+        raise ModelError(f"{refused} is not a file name")
+    relative = Path(location)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in location:
+        raise ModelError(f"{refused} is not a path inside the model's folder")
+    folder = model.parent.resolve()
+    try:
+        resolved = (folder / relative).resolve(strict=True)
+        status = resolved.stat()
+    except (OSError, RuntimeError):
+        raise ModelError(f"{refused} does not exist") from None
+    if not resolved.is_relative_to(folder):
+        raise ModelError(f"{refused} leads out of the model's folder")
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise ModelError(f"{refused} is not a regular file with one link")

@@ -1,0 +1,77 @@
+"""Models on disk and applications that serve them."""
+
+from __future__ import annotations
+
+import pytest
+from pyattn_serving import Settings, create_app
+from pyattn_serving.asgi.app import Application
+from pyattn_serving.asgi.body import Limits
+from pyattn_serving.engine.engine import Engine, ModelSource
+
+from . import models
+from .asgi_client import Client
+
+MAX_BODY = 1 << 20
+
+
+def _protos():
+    protos = {
+        "add": models.add(),
+        "broadcast": models.broadcast(),
+        "broken_string": models.broken_string(),
+        "constant": models.constant(),
+        "divide": models.divide(),
+        "fill": models.fill(),
+        "fixed": models.fixed(),
+        "gather": models.gather(),
+        "slow": models.slow(),
+        "scalar": models.identity("FP32", ()),
+        "unranked": models.identity("FP32", None),
+        "vector": models.identity("FP32", ("N",)),
+        "one_string": models.identity("BYTES", (1,)),
+        "two_strings": models.identity("BYTES", (2,)),
+        "columns": models.identity("FP32", ("N", 4)),
+    }
+    for datatype in models.ONNX_TYPES:
+        protos[f"identity_{datatype}"] = models.identity(datatype)
+    return protos
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A folder with one file per model, named after it."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, proto in _protos().items():
+        models.save(proto, folder / f"{name}.onnx")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(model_folder):
+    """One engine with all models."""
+    sources = [ModelSource.of(path) for path in sorted(model_folder.glob("*.onnx"))]
+    engine = Engine(sources, threads=1)
+    engine.load()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def client(engine):
+    """A client of an application over all models, with a small limit on bodies."""
+    return Client(Application(engine, Limits(MAX_BODY, 30.0)))
+
+
+@pytest.fixture
+def make_app(model_folder):
+    """Make applications of one model as an operator would, and close them afterwards."""
+    made = []
+
+    def make(model, /, **settings):
+        app = create_app(Settings(model=model_folder / f"{model}.onnx", **settings))
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.engine.close()
