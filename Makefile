@@ -22,7 +22,7 @@ $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("pyattn needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.24" ninja
+	$(BIN)/pip install --quiet "scikit-build-core>=1.1" "pybind11>=3.0" "cmake>=3.24" ninja
 	@touch $@
 
 $(VENV)/installed: $(VENV)/ready $(SOURCES)
@@ -60,7 +60,7 @@ sanitize: $(VENV)/installed  ## run the C++ tests under the address, undefined a
 $(PEERS)/installed: $(VENV)/installed
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --upgrade pip
-	$(PEERS)/bin/pip install --quiet "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.24" ninja
+	$(PEERS)/bin/pip install --quiet "scikit-build-core>=1.1" "pybind11>=3.0" "cmake>=3.24" ninja
 	$(PEERS)/bin/pip install --quiet "torch==2.13.0"
 	$(PEERS)/bin/pip install --quiet --no-build-isolation --editable ".[dev,peers]" \
 	  --config-settings=build-dir=build/peers

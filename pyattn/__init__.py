@@ -5,8 +5,6 @@ functions record what they do when given a :class:`Tensor`, which is how models 
 (:func:`grad`) and exported to ONNX (:func:`export`).
 """
 
-from importlib.metadata import version as _version
-
 from pyattn import nn, ops, ort, runtime
 from pyattn.attention import additive_attention, luong_attention, scaled_dot_product_attention
 from pyattn.export import Input, VerificationError, export
@@ -14,7 +12,7 @@ from pyattn.grad import check_grad, grad, value_and_grad
 from pyattn.io import load, save
 from pyattn.tensor import Tensor, TraceError
 
-__version__ = _version("pyattn")
+__version__: str = runtime.build_info()["version"]
 
 __all__ = [
     "Input",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyattn import runtime
 from pyattn.grad import Parametrized
 from pyattn.io import atomic_write
 from pyattn.onnx_graph import DOMAIN, Graph, Shared
@@ -194,7 +195,7 @@ def _trace(
         opset_imports=opsets,
         ir_version=max(10, helper.find_min_ir_version_for(opsets[:1])),
         producer_name="pyattn",
-        producer_version=_version(),
+        producer_version=runtime.build_info()["version"],
     )
     checker.check_model(proto, full_check=True)
     return proto
@@ -203,12 +204,6 @@ def _trace(
 def _array(value: Any) -> Array:
     array: Array = value.numpy() if isinstance(value, Tensor) else value
     return array
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("pyattn")
 
 
 def _value_info(name: str, spec: Spec) -> Any:
