@@ -95,4 +95,3 @@ def set_threads(n: int) -> None:
 
 def build_info() -> _BuildInfo:
     """Return version, compiler, flags and instruction sets of this build."""
-

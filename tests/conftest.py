@@ -20,6 +20,10 @@ def pytest_report_header() -> str:
     return f"seed: PYATTN_TEST_SEED={SEED}; instruction sets: {runtime.available_isas()}"
 
 
+# The peers have an environment of their own: make test-peers.
+collect_ignore = [] if importlib.util.find_spec("torch") else ["peers"]
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers that depend on the seed and on the test's name, not on the order of tests."""

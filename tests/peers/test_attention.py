@@ -41,8 +41,7 @@ def compare(ours: Any, theirs: Any, arrays: list[Any], cotangent: Any) -> None:
 def test_sdpa(variant: str, rng: Any) -> None:
     groups = 2 if variant == "GQA" else 4
     q, k, v = (
-        rng.standard_normal(shape)
-        for shape in ((2, 4, 5, 8), (2, groups, 7, 8), (2, groups, 7, 3))
+        rng.standard_normal(shape) for shape in ((2, 4, 5, 8), (2, groups, 7, 8), (2, groups, 7, 3))
     )
     mask: Any = rng.random((2, 1, 5, 7)) < 0.7
     mask[..., 0] = True

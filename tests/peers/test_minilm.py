@@ -22,7 +22,9 @@ import pyattn as pa
 from pyattn.models import SentenceEncoder
 from pyattn.ort import session
 
-SENTENCES = (Path(__file__).parent.parent / "data" / "sentences.txt").read_text("utf-8").splitlines()
+SENTENCES = (
+    (Path(__file__).parent.parent / "data" / "sentences.txt").read_text("utf-8").splitlines()
+)
 BOUND = 1e-5
 Embed = Callable[[dict[str, Any]], Any]
 
