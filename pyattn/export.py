@@ -190,6 +190,8 @@ def _trace(
             [_value_info(name, tensor.spec) for name, tensor in symbols.items()],
             [_value_info(name, spec) for name, spec in described],
             initializers,
+            # ONNX Runtime fuses an addition with a normalisation only where it knows the shapes.
+            value_info=[_value_info(name, spec) for name, spec in graph.specs.items()],
         ),
         functions=list((shared.functions or {}).values()),
         opset_imports=opsets,

@@ -48,6 +48,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self._arrays: dict[str, Array] = {}
         self.attention: list[tuple[str, Spec]] = []
+        self.specs: dict[str, Spec] = {}  # of the values between nodes, where they are known
 
     @property
     def opset(self) -> int:
@@ -147,8 +148,9 @@ class Graph:
             label = f"attention_weights_{len(self.attention)}"
             self.rename([results[index]], [label])
             self.attention.append((label, written.outputs[index]))
-        for index in range(len(node.outputs)):
+        for index, spec in enumerate(node.outputs):
             self._names[id(node), index] = results[index]
+            self.specs[results[index]] = spec
 
     def body(self, node: Node, names: Sequence[str]) -> list[str]:
         """Write a node in standard operators: by its own rule, else by its expansion."""
