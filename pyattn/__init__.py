@@ -5,7 +5,7 @@ functions record what they do when given a :class:`Tensor`, which is how models 
 (:func:`grad`) and exported to ONNX (:func:`export`).
 """
 
-from pyattn import nn, ops, ort, runtime
+from pyattn import models, nn, ops, ort, runtime
 from pyattn.attention import additive_attention, luong_attention, scaled_dot_product_attention
 from pyattn.export import Input, VerificationError, export
 from pyattn.grad import check_grad, grad, value_and_grad
@@ -25,6 +25,7 @@ __all__ = [
     "grad",
     "load",
     "luong_attention",
+    "models",
     "nn",
     "ops",
     "ort",

@@ -7,7 +7,7 @@ the intermediate values of its expansion live only while that one node is differ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,16 +27,16 @@ class Parametrized(Protocol):
 def topological(outputs: Iterable[Tensor]) -> list[Node]:
     """Return every node that the outputs depend on, inputs before the nodes that use them."""
     order: list[Node] = []
-    seen: set[int] = set()
+    seen: set[Node] = set()
     stack = [(tensor.node, False) for tensor in outputs]
     while stack:
         node, ready = stack.pop()
-        if node is None or (not ready and id(node) in seen):
+        if node is None or (not ready and node in seen):
             continue
         if ready:
             order.append(node)
             continue
-        seen.add(id(node))
+        seen.add(node)
         stack.append((node, True))
         stack.extend((x.node, False) for x in reversed(node.inputs) if x is not None)
     return order
@@ -49,23 +49,23 @@ def pullback(
 
     A cotangent of None stands for zeros. An input that the outputs do not depend on gets zeros.
     """
-    sums: dict[tuple[int, int], Array] = {}
+    sums: dict[tuple[Node | Tensor, int], Array] = {}
 
     def add(tensor: Tensor, gradient: Array) -> None:
-        key = (id(tensor.node or tensor), tensor.index)
+        key = tensor.source
         sums[key] = sums[key] + gradient if key in sums else gradient
 
     for tensor, cotangent in zip(outputs, cotangents, strict=True):
         if cotangent is not None and tensor.requires_grad:
             add(tensor, cotangent)
     for node in reversed(topological(outputs)):
-        given = [sums.pop((id(node), i), None) for i in range(len(node.outputs))]
+        given = [sums.pop((node, i), None) for i in range(len(node.outputs))]
         if all(g is None for g in given):
             continue
         for x, gradient in zip(node.inputs, _gradients(node, given), strict=True):
             if x is not None and x.requires_grad and gradient is not None:
                 add(x, gradient)
-    return [sums.get((id(x), x.index), np.zeros(x.numpy().shape, x.dtype)) for x in inputs]
+    return [sums[x.source] if x.source in sums else np.zeros_like(x.numpy()) for x in inputs]
 
 
 def _gradients(node: Node, given: list[Array | None]) -> Sequence[Array | None]:
@@ -103,6 +103,8 @@ class _Tracked:
 
     def _replace(self, value: Any) -> Any:
         if isinstance(value, Tensor):
+            if value.requires_grad:
+                raise TypeError("grad: gradients of gradients are not supported")
             value = value.numpy()
         if isinstance(value, np.ndarray):
             self.leaves.append(self._wrap(value))
@@ -112,7 +114,7 @@ class _Tracked:
         if isinstance(value, Mapping):
             return {k: self._replace(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
-            return type(value)(self._replace(v) for v in value)
+            return _like(value, [self._replace(v) for v in value])
         raise TypeError(
             "grad: an argument to differentiate must be a float array, a Tensor, a module, or a "
             f"list, tuple or mapping of these; got {type(value).__name__}"
@@ -129,7 +131,33 @@ class _Tracked:
             value = value.parameters()
         if isinstance(value, Mapping):
             return {k: self._fill(v, gradients) for k, v in value.items()}
-        return type(value)(self._fill(v, gradients) for v in value)
+        return _like(value, [self._fill(v, gradients) for v in value])
+
+
+def _like(sequence: Any, items: list[Any]) -> Any:
+    """Return the items as a sequence of the same type, a namedtuple included."""
+    make = getattr(sequence, "_make", type(sequence))
+    return make(items)
+
+
+def _detached(value: Any) -> Any:
+    """Replace the Tensors in a structure by their arrays, so that the graph can be freed."""
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if isinstance(value, Mapping):
+        return {k: _detached(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return _like(value, [_detached(v) for v in value])
+    return value
+
+
+def _owned(gradients: Iterable[Array]) -> Iterator[Array]:
+    """Copy what is a view, or the same array twice: callers may change a gradient in place."""
+    seen: set[int] = set()
+    for gradient in gradients:
+        alone = gradient.flags.owndata and gradient.flags.writeable and id(gradient) not in seen
+        seen.add(id(gradient))
+        yield gradient if alone else gradient.copy()
 
 
 def value_and_grad(
@@ -150,7 +178,7 @@ def value_and_grad(
     -------
     A function that returns ``(value, gradient)``: the gradient has the structure of the argument
     (a dict from parameter names for a module), and is a tuple when ``argnums`` is a sequence.
-    With ``has_aux``, value is ``(value, aux)``.
+    With ``has_aux``, value is ``(value, aux)``, and the Tensors in aux are arrays.
 
     Raises
     ------
@@ -168,6 +196,8 @@ def value_and_grad(
     chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def differentiated(*args: Any) -> Any:
+        if not all(0 <= i < len(args) for i in chosen):
+            raise TypeError(f"grad: argnums {argnums} for {len(args)} arguments")
         tracked = {
             i: _Tracked(args[i], lambda array: Tensor(array, requires_grad=True)) for i in chosen
         }
@@ -178,9 +208,9 @@ def value_and_grad(
                 f"grad: the function must return a scalar that depends on its argument; got {loss}"
             )
         leaves = [leaf for i in chosen for leaf in tracked[i].leaves]
-        gradients = iter(pullback([loss], [np.ones((), loss.dtype)], leaves))
+        gradients = _owned(pullback([loss], [np.ones((), loss.dtype)], leaves))
         by_argument = tuple(tracked[i].gradient(gradients) for i in chosen)
-        value = (loss.numpy(), aux) if has_aux else loss.numpy()
+        value = (loss.numpy(), _detached(aux)) if has_aux else loss.numpy()
         return value, by_argument[0] if isinstance(argnums, int) else by_argument
 
     return differentiated
@@ -230,6 +260,8 @@ def check_grad(
 
 
 def _wide(array: Array, *, requires_grad: bool = False) -> Tensor:
+    if array.dtype.kind != "f":
+        raise TypeError(f"check_grad: arguments must be floats; got dtype {array.dtype}")
     return Tensor(np.asarray(array, np.float64), requires_grad=requires_grad)
 
 

@@ -21,7 +21,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
     Raises OSError at once when the folder does not exist or cannot be written.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # a link stays a link
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; expected a file name")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
@@ -41,14 +41,26 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 def save(values: Mapping[str, Array] | Any, path: str | os.PathLike[str]) -> None:
     """Write the parameters of a module, or a mapping of names to arrays, as safetensors.
 
-    Raises OSError where the file cannot be written; a file that was there stays as it was.
+    Raises TypeError for a dtype that the format does not have, and OSError where the file cannot
+    be written; a file that was there stays as it was.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save as to_bytes
 
     named = values if isinstance(values, Mapping) else values.parameters()
-    arrays = {name: np.ascontiguousarray(array) for name, array in named.items()}
+    arrays = {}
+    for name, array in named.items():
+        if not isinstance(name, str) or name == "__metadata__" or not isinstance(array, np.ndarray):
+            raise TypeError(
+                f"save: expected names and arrays; got {name!r}: {type(array).__name__}"
+            )
+        arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
+    try:
+        data = to_bytes(arrays)
+    except (SafetensorError, KeyError) as error:
+        raise TypeError(f"save: an array's dtype has no form in safetensors: {error}") from error
     with atomic_write(path) as file:
-        file.write(to_bytes(arrays))
+        file.write(data)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Array]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,17 @@ class Attribute:
 
     name: str
     value: float
+    wide: bool  # float64: ONNX has no such attribute but a tensor
+
+    def given(self) -> Any:
+        """Return what the call carries."""
+        from onnx import numpy_helper
+
+        return numpy_helper.from_array(np.array(self.value)) if self.wide else self.value
+
+
+def _attribute_of(node: Node, key: str) -> Attribute:
+    return Attribute(key, node.params[key], node.outputs[0].dtype == np.float64)
 
 
 @dataclass
@@ -38,17 +48,18 @@ class Shared:
 class Graph:
     """A list of ONNX nodes under construction; what the ``onnx`` rules of operations write to."""
 
-    def __init__(self, shared: Shared, *, function: bool = False) -> None:
+    def __init__(
+        self, shared: Shared, *, function: bool = False, taken: Sequence[str] = ()
+    ) -> None:
+        """``taken`` are the names of inputs and outputs, which nothing else may get."""
         self._shared = shared
         self._function = function
-        self._numbers = itertools.count()
+        self._taken = set(taken)
+        self._names: dict[tuple[Node | Tensor, int], str] = {}
         self._constants: dict[tuple[Any, ...], str] = {}
-        self._names: dict[tuple[int, int], str] = {}
-        self._alive: list[Any] = []  # keys are made of id(): what they name must not be freed
-        self.nodes: list[onnx.NodeProto] = []
         self._arrays: dict[str, Array] = {}
+        self.nodes: list[onnx.NodeProto] = []
         self.attention: list[tuple[str, Spec]] = []
-        self.specs: dict[str, Spec] = {}  # of the values between nodes, where they are known
 
     @property
     def opset(self) -> int:
@@ -69,27 +80,36 @@ class Graph:
         """
         from onnx import helper
 
-        number = next(self._numbers)
-        names = tuple(
-            "" if i in unused else f"{op_type}_{number}" + (f"_{i}" if i else "")
-            for i in range(outputs)
-        )
+        names = ["" if i in unused else self._unique(op_type) for i in range(outputs)]
         node = helper.make_node(op_type, inputs, names, name=names[0], domain=domain)
         node.attribute.extend(_attribute(key, value) for key, value in attributes.items())
         self.nodes.append(node)
-        return names[0] if outputs == 1 else names
+        return names[0] if outputs == 1 else tuple(names)
+
+    def _unique(self, wanted: str) -> str:
+        """Return ``wanted``, with a number if something has that name already; take it."""
+        name, number = wanted, 0
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
 
     def constant(self, array: Array, name: str | None = None) -> str:
         """Return the name of a constant: an initializer, inside a function a Constant node."""
         from onnx import numpy_helper
 
-        key = (name,) if name else (array.dtype.str, array.shape, array.tobytes())
+        if name is None and array.nbytes <= 64:
+            key: tuple[Any, ...] = (array.dtype.str, array.shape, array.tobytes())
+        else:  # a weight: told by where it lies, as long as it is kept in _arrays
+            where = array.__array_interface__["data"][0]
+            key = (array.dtype.str, array.shape, array.strides, where)
         if key not in self._constants:
             if self._function:
                 label: str = self.node("Constant", value=numpy_helper.from_array(array))
             else:
-                label = name or f"constant_{next(self._numbers)}"
-                self._arrays[label] = array
+                label = self._unique(name or "constant")
+            self._arrays[label] = array
             self._constants[key] = label
         return self._constants[key]
 
@@ -107,15 +127,13 @@ class Graph:
     def bind(self, tensor: Tensor | None, name: str) -> None:
         """Let ``tensor`` be known as ``name`` in this graph."""
         if tensor is not None:
-            self._names[_key(tensor)] = name
-            self._alive.append(tensor)
+            self._names[tensor.source] = name
 
     def add(self, outputs: Sequence[Tensor]) -> list[str]:
         """Write everything that ``outputs`` depend on; return their names."""
-        self._alive.append(outputs)
         for node in topological(outputs):
             traced = any(x is not None and x.value is None for x in node.inputs)
-            if traced and (id(node), 0) not in self._names:
+            if traced and (node, 0) not in self._names:
                 self._lower(node)
         return [self._name(tensor) for tensor in outputs]
 
@@ -126,12 +144,11 @@ class Graph:
     def _name(self, tensor: Tensor | None) -> str:
         if tensor is None:
             return ""
-        key = _key(tensor)
-        if key not in self._names:
+        if tensor.source not in self._names:
             if tensor.value is None:
                 raise ValueError(f"export: {tensor} does not come from the given inputs")
             self.bind(tensor, self.constant(tensor.value, tensor.name))
-        return self._names[key]
+        return self._names[tensor.source]
 
     def _lower(self, node: Node) -> None:
         is_attention = node.op.function is not None
@@ -148,9 +165,8 @@ class Graph:
             label = f"attention_weights_{len(self.attention)}"
             self.rename([results[index]], [label])
             self.attention.append((label, written.outputs[index]))
-        for index, spec in enumerate(node.outputs):
-            self._names[id(node), index] = results[index]
-            self.specs[results[index]] = spec
+        for index in range(len(node.outputs)):
+            self._names[node, index] = results[index]
 
     def body(self, node: Node, names: Sequence[str]) -> list[str]:
         """Write a node in standard operators: by its own rule, else by its expansion."""
@@ -173,30 +189,38 @@ class Graph:
         return self.add(outputs if isinstance(outputs, tuple) else (outputs,))
 
     def _attribute_value(self, attribute: Attribute, node: Node, like: str) -> Tensor:
-        value = self.node("Constant", value_float=attribute)
+        if attribute.wide:
+            value: str = self.node("Constant", value=attribute)
+        else:
+            value = self.node("CastLike", self.node("Constant", value_float=attribute), like)
         tensor = Tensor.symbolic((), node.outputs[0].dtype)
-        self.bind(tensor, self.node("CastLike", value, like))
+        self.bind(tensor, value)
         return tensor
 
     def _call(
         self, node: Node, function: str, names: list[str], functions: dict[str, Any]
     ) -> list[str]:
         """Write a call of the mechanism's function, and the function at its first call."""
-        attributes = {key: node.params[key] for key in node.op.attributes}
-        if function not in functions:
-            functions[function] = self._define(function, node)
+        body = self._define(function, node)
+        if functions.setdefault(function, body) != body:
+            raise RuntimeError(f"export: two bodies for the function {function}")
         while names and not names[-1]:
             names.pop()
         results = self.node(
-            function, *names, outputs=len(node.outputs), domain=DOMAIN, **attributes
+            function,
+            *names,
+            outputs=len(node.outputs),
+            domain=DOMAIN,
+            **{key: _attribute_of(node, key).given() for key in node.op.attributes},
         )
         return [results] if isinstance(results, str) else list(results)
 
     def _define(self, name: str, node: Node) -> onnx.FunctionProto:
         from onnx import helper
 
-        graph = Graph(self._shared, function=True)
-        references = {key: Attribute(key, node.params[key]) for key in node.op.attributes}
+        outputs = ["output", *node.params["aux"]]
+        graph = Graph(self._shared, function=True, taken=[*node.op.arguments, *outputs])
+        references = {key: _attribute_of(node, key) for key in node.op.attributes}
         formal = Node(
             node.op, tuple(map(_leaf, node.inputs)), {**node.params, **references}, node.outputs
         )
@@ -208,16 +232,11 @@ class Graph:
         while present and not present[-1]:
             present.pop()
         arguments = node.op.arguments[: len(present)]
-        outputs = ["output", *node.params["aux"]]
         graph.rename(results, outputs)
         opsets = [helper.make_opsetid("", self.opset)]
         return helper.make_function(
             DOMAIN, name, arguments, outputs, graph.nodes, opsets, attributes=list(references)
         )
-
-
-def _key(tensor: Tensor) -> tuple[int, int]:
-    return id(tensor.node or tensor), tensor.index
 
 
 def _leaf(tensor: Tensor | None) -> Tensor | None:
@@ -241,7 +260,8 @@ def _attribute(key: str, value: Any) -> onnx.AttributeProto:
     from onnx import AttributeProto, helper
 
     if isinstance(value, Attribute):
-        return AttributeProto(name=key, type=AttributeProto.FLOAT, ref_attr_name=value.name)
+        kind = AttributeProto.TENSOR if value.wide else AttributeProto.FLOAT
+        return AttributeProto(name=key, type=kind, ref_attr_name=value.name)
     if isinstance(value, np.dtype):
         value = helper.np_dtype_to_tensor_dtype(value)
     return helper.make_attribute(key, value)

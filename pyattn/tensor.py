@@ -9,7 +9,7 @@ read the rules that each :class:`Op` carries. There is no global mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias, cast
 
@@ -104,6 +104,8 @@ class Op:
         inputs are called ``arguments``; ``attributes`` lists the float parameters that travel as
         attributes of its call. A mechanism has a parameter ``aux``: the names of the outputs behind
         the first, ``"weights"`` among them if asked for.
+    optional:
+        How many of the last inputs may be None.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Op:
     function: Callable[[Node], str] | None = None
     arguments: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
+    optional: int = 0
 
     def __post_init__(self) -> None:
         if self.name in REGISTRY:
@@ -183,6 +186,11 @@ class Tensor:
         self.value, self.spec = None, Spec(sizes, np.dtype(dtype))
         self.node, self.index, self.requires_grad, self.name = node, index, False, name
         return self
+
+    @property
+    def source(self) -> tuple[Node | Tensor, int]:
+        """What this is a result of: a node and which of its outputs, or for a leaf itself."""
+        return self.node or self, self.index
 
     @property
     def shape(self) -> tuple[Size, ...]:
@@ -257,7 +265,11 @@ class Tensor:
         return cast("Tensor", apply(REGISTRY["power"], self, exponent=float(exponent)))
 
     def __getitem__(self, index: Any) -> Tensor:
-        return cast("Tensor", apply(REGISTRY["getitem"], self, index=index))
+        items = index if isinstance(index, tuple) else (index,)
+        return cast("Tensor", apply(REGISTRY["getitem"], self, index=items))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))  # without it Python would count up for ever
 
 
 Value: TypeAlias = Array | Tensor
@@ -292,7 +304,7 @@ def _like(number: Operand, other: Value) -> Value:
 
 def spec_of(value: Any) -> Spec | None:
     """Return the Spec of an array or a Tensor, None for None; TypeError for anything else."""
-    if isinstance(value, (np.ndarray, np.generic)):  # NumPy turns rank 0 into a number
+    if isinstance(value, np.ndarray):
         return Spec(value.shape, value.dtype)
     if isinstance(value, Tensor):
         return value.spec
@@ -301,14 +313,23 @@ def spec_of(value: Any) -> Spec | None:
     raise TypeError(f"expected a NumPy array or a Tensor; got {type(value).__name__}")
 
 
+def rank_of(name: str, value: Any) -> int:
+    """Return the number of axes; TypeError, which begins with ``name``, for no array or Tensor."""
+    if not isinstance(value, (np.ndarray, Tensor)):
+        raise TypeError(f"{name}: expected a NumPy array or a Tensor; got {type(value).__name__}")
+    return value.ndim
+
+
 def apply(op: Op, *inputs: Value | None, **params: Any) -> Any:
     """Apply ``op``: arrays in, arrays out; as soon as one input is a Tensor, Tensors out."""
+    for x in inputs[: len(inputs) - op.optional]:
+        rank_of(op.name, x)
     specs = op.shape(*[spec_of(x) for x in inputs], **params)
     if not any(isinstance(x, Tensor) for x in inputs):
-        return op.eval(*inputs, **params)
-    tensors = tuple(
-        x if x is None or isinstance(x, Tensor) else Tensor(np.asarray(x)) for x in inputs
-    )
+        value = op.eval(*inputs, **params)
+        # NumPy makes a number of an array of rank 0; here it stays an array.
+        return value if isinstance(value, tuple) else np.asarray(value)
+    tensors = tuple(Tensor(x) if isinstance(x, np.ndarray) else x for x in inputs)
     outputs = specs if isinstance(specs, tuple) else (specs,)
     node = Node(op, tensors, params, outputs)
     if any(x is not None and x.value is None for x in tensors):

@@ -293,7 +293,8 @@ def _sdpa(name: str, more: Mapping[str, In] | None = None, **options: Any) -> Ca
     def plain(query: Any, key: Any, value: Any, **rest: Any) -> Any:
         return naive.naive_sdpa(query, key, value, **rest, **options)
 
-    static = frozenset("H") if "GQA" in name else frozenset()
+    # To repeat key and value heads for the query heads, ONNX must know how many there are.
+    static = frozenset("H") if "QA" in name else frozenset()
     return Case(f"sdpa/{name}", "sdpa", inputs, call, oracle, plain, static=static)
 
 
@@ -317,8 +318,6 @@ SDPA = [
         "MQA-causal", {"key": In(("B", 1, "S", 16)), "value": In(("B", 1, "S", 9))}, is_causal=True
     ),
 ]
-# With one key and value head, query heads must still be counted to repeat it: H is static too.
-SDPA = [c if "QA" not in c.name else Case(**{**vars(c), "static": frozenset("H")}) for c in SDPA]
 
 
 def _additive(name: str, more: Mapping[str, In] | None = None, **options: Any) -> Case:

@@ -87,6 +87,7 @@ def test_shared_options(name: str) -> None:
     [
         ({"scale": float("nan")}, "scale must be finite"),
         ({"scale": float("inf")}, "scale must be finite"),
+        ({"scale": 1e39}, "scale must be finite"),
         ({"is_causal": "middle"}, "is_causal must be"),
     ],
 )
@@ -134,13 +135,68 @@ def test_additive_bias() -> None:
         ({"score": "general", "weight": np.ones((8, 7), F)}, r"weight must be \(8, 8\)"),
         (
             {"score": "concat", "weight": np.ones((4, 8), F), "v": W[:4]},
-            r"weight must be \(A, 16\)",
+            r"weight must be \(4, 16\)",
         ),
     ],
 )
 def test_luong(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pa.luong_attention(AQ, AK, **options)
+
+
+def test_luong_names_itself_and_what_it_was_given() -> None:
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        ((AQ[..., :3], AK), {}, "query and key must share D"),
+        ((AQ, AK[:1]), {}, "must share B"),
+        ((AQ, AK, AV[:, :3]), {}, "must share S"),
+        ((Q, AK), {}, r"query must be \(B, T, D\)"),
+        ((AQ, AK), {"attn_mask": np.ones((1, 2, 5, 7), bool)}, r"broadcast to \(2, 5, 7\)"),
+        ((AQ, AK), {"score": "general", "weight": np.ones((), F)}, r"weight must be \(8, 8\)"),
+        ((AQ, AK), {"score": "concat", "weight": np.ones((4, 16), F), "v": W}, r"got weight"),
+    ]
+    for args, options, message in cases:
+        with pytest.raises(ValueError, match=f"^luong_attention: .*{message}"):
+            pa.luong_attention(*args, **options)
+
+
+def test_none_and_lists_are_no_arrays() -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: pa.scaled_dot_product_attention(None, K, V),
+        lambda: pa.scaled_dot_product_attention(Q, K, V, aux=None),
+        lambda: pa.additive_attention(AQ, AK, AV, None),
+        lambda: pa.additive_attention(AQ, AK, AV, W, is_causal="middle"),
+        lambda: pa.additive_attention(AQ, AK, AV, W, bias=np.ones(8)),
+        lambda: pa.luong_attention(AQ, None),
+        lambda: pa.luong_attention(AQ, AK, kv_lengths=[1, 2]),
+        lambda: ops.tanh(None),
+        lambda: ops.matmul(AQ, None),
+        lambda: ops.take(AQ[0], None),
+        lambda: ops.sum([1.0]),
+        lambda: ops.transpose([1.0], (0,)),
+        lambda: ops.expand_dims([1.0], 0),
+        lambda: ops.dropout([1.0], 0.0, None),
+        lambda: ops.concat(AQ, 0),
+        lambda: ops.concat([[1.0]], 0),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"expected a|must be a|expected one dtype"):
+            call()
+
+
+def test_operations_refuse_dtypes_that_onnx_would_treat_otherwise() -> None:
+    numbers, truths = np.arange(4), np.ones(4, bool)
+    calls: list[Callable[[], Any]] = [
+        lambda: ops.divide(numbers, 2),
+        lambda: ops.mean(numbers),
+        lambda: ops.sum(truths),
+        lambda: ops.add(truths, truths),
+        lambda: ops.less(truths, truths),
+        lambda: ops.logical_and(numbers, numbers),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="expected"):
+            call()
+    assert ops.sum(np.arange(4, dtype=np.int32)).dtype == np.int32
 
 
 @pytest.mark.parametrize("length", [0, 1, 5])

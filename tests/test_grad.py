@@ -137,6 +137,68 @@ def test_check_grad_finds_a_wrong_gradient() -> None:
         pa.check_grad(wrong, np.ones(3))
 
 
+def test_operators_mean_what_they_say(rng: Any) -> None:
+    x = rng.standard_normal(4)
+    t = pa.Tensor(x)
+    for found, expected in (
+        (t + 2, x + 2), (2 + t, x + 2), (t - 2, x - 2), (2 - t, 2 - x), (t * 3, x * 3),
+        (3 * t, x * 3), (t / 4, x / 4), (4 / t, 4 / x), (-t, -x), (t**3, x**3), (x - t, x - x),
+        (x / t, x / x), (t[1], x[1]), (t[1:3], x[1:3]), (t[...], x), (t[-1], x[-1]),
+    ):  # fmt: skip
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-15)
+    matrix = rng.standard_normal((4, 4))
+    np.testing.assert_allclose((matrix @ pa.Tensor(matrix)).numpy(), matrix @ matrix)
+    assert [float(row) for row in t] == x.tolist()
+    with pytest.raises(pa.TraceError):
+        list(pa.Tensor.symbolic(("B", 2), np.float32))
+
+
+def test_ties_share_the_gradient_of_max_and_go_left_in_maximum() -> None:
+    x = np.array([2.0, 1.0, 2.0])
+    np.testing.assert_array_equal(pa.grad(ops.max)(x), [0.5, 0.0, 0.5])
+    left, right = pa.grad(lambda a, b: ops.sum(ops.maximum(a, b)), (0, 1))(x, x)
+    np.testing.assert_array_equal((left, right), (np.ones(3), np.zeros(3)))
+
+
+def test_gradients_are_arrays_of_their_own(rng: Any) -> None:
+    x = rng.standard_normal(4)
+    left, right = pa.grad(lambda a, b: ops.sum((a + b) * 2.0), (0, 1))(x, x)
+    left *= 3
+    np.testing.assert_array_equal(right, np.full(4, 2.0))
+    alone = pa.grad(ops.sum)(x)
+    alone += 1
+
+
+def test_gradients_of_gradients_are_refused(rng: Any) -> None:
+    inner = pa.grad(lambda y: ops.sum(y * y * y))
+    with pytest.raises(TypeError, match="gradients of gradients"):
+        pa.grad(lambda x: ops.sum(x * inner(x)))(rng.standard_normal(2))
+
+
+def test_results_of_rank_0_go_on(rng: Any) -> None:
+    x = rng.standard_normal((2, 3))
+    norm = ops.sqrt(ops.sum(x * x))
+    assert isinstance(norm, np.ndarray)
+    assert ops.divide(norm, norm) == 1
+    assert ops.erf(ops.getitem(x, (0, 0))).shape == ()
+
+
+def test_lse_of_no_keys_has_a_zero_gradient() -> None:
+    q, none = np.ones((1, 1, 3, 4)), np.ones((1, 1, 0, 4))
+
+    def total(q: Any) -> Any:
+        out, lse = pa.scaled_dot_product_attention(q, none, none, aux=("lse",))
+        return ops.sum(out) + ops.sum(ops.where(ops.greater(lse, -np.inf), lse, 0.0))
+
+    assert not pa.grad(total)(q).any()
+
+
+@pytest.mark.parametrize("argnums", [-1, 5])
+def test_argnums_out_of_range(argnums: int) -> None:
+    with pytest.raises(TypeError, match="argnums"):
+        pa.grad(ops.sum, argnums)(np.ones(3))
+
+
 def test_training_fits_a_small_model(rng: Any) -> None:
     """A self-attention layer learns to copy the mean of its input to every place."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, norm_first=True, rng=rng)

@@ -34,6 +34,22 @@ def test_dtypes_and_layouts(dtype: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, array)
 
 
+def test_rank_0_and_links_and_what_the_format_does_not_have(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.touch()
+    link.symlink_to(real)
+    pa.save({"x": np.array(3.0)}, link)
+    assert link.is_symlink()
+    assert pa.load(real)["x"].shape == ()
+    wrong: list[dict[str, Any]] = [
+        {"x": np.array(["a"])}, {"x": [1.0]}, {"__metadata__": np.ones(1)},
+    ]  # fmt: skip
+    for values in wrong:
+        with pytest.raises(TypeError, match="save: "):
+            pa.save(values, real)
+    assert pa.load(real)["x"] == 3.0
+
+
 def write(path: Path, header: Any, data: bytes = b"") -> Path:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)

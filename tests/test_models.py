@@ -14,6 +14,7 @@ import pytest
 import pyattn as pa
 from pyattn.models import Bert, BertConfig, SentenceEncoder
 from pyattn.ort import session
+from tests import reference
 
 SENTENCES = [
     "A man is eating food.",
@@ -45,6 +46,12 @@ def test_batching_does_not_change_an_embedding(encoder: SentenceEncoder) -> None
         other = encoder.encode(SENTENCES, batch_size=batch_size, progress=batch_size == 2)
         np.testing.assert_allclose(other, together, atol=2e-6)
     assert encoder.encode([]).shape == (0, 384)
+
+
+def test_any_iterable_of_strings_is_encoded(encoder: SentenceEncoder) -> None:
+    expected = encoder.encode(SENTENCES[:2])
+    found = encoder.encode(s for s in SENTENCES[:2])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_sentences_are_cut_to_the_length_of_the_checkpoint(encoder: SentenceEncoder) -> None:
@@ -103,6 +110,10 @@ def test_wrong_input(encoder: SentenceEncoder) -> None:
     ids = np.zeros((1, 513), np.int64)
     with pytest.raises(ValueError, match="513 positions; the model has 512"):
         encoder.bert(ids)
+    with pytest.raises(ValueError, match=r"input_ids must be \(B, S\); got shape \(3,\)"):
+        encoder.bert(np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match=r"attention_mask must be \(1, 2\); got shape \(1, 3\)"):
+        encoder.bert(np.zeros((1, 2), np.int64), np.ones((1, 3), np.int64))
     with pytest.raises(ValueError, match=r"indices must lie in 0\.\.30521; got 30522"):
         encoder.bert(np.full((1, 2), 30522))
 
@@ -142,6 +153,69 @@ def test_token_types_pooler_and_training_mode(folder: Path, rng: Any) -> None:
     mask = np.array([[1] * 6, [1] * 3 + [0] * 3])
     masked = bert(ids, mask)
     np.testing.assert_allclose(masked[1, :3], bert(ids[1:, :3])[0], atol=1e-6)
+
+
+def test_bert_is_the_oracle_s_bert(rng: Any) -> None:
+    from tests.test_nn import heads_of
+
+    config = BertConfig(**{**vars(CONFIG), "layer_norm_eps": 0.3})
+    bert = Bert(config, rng=rng)
+    ids, types = rng.integers(0, 11, (2, 6)), rng.integers(0, 2, (2, 6))
+    mask = np.array([[1] * 6, [1] * 4 + [0] * 2])
+    x = (
+        bert.word_embeddings.weight[ids]
+        + bert.position_embeddings.weight[:6]
+        + bert.token_type_embeddings.weight[types]
+    )
+    norm = bert.embeddings_norm
+    x = reference.layer_norm(x, norm.weight, norm.bias, 0.3)
+    for layer in bert.layers:
+        weights = reference.EncoderLayerWeights(
+            heads_of(layer.attention), layer.attention_norm.weight, layer.attention_norm.bias,
+            layer.hidden.weight, layer.hidden.bias, layer.output.weight, layer.output.bias,
+            layer.output_norm.weight, layer.output_norm.bias,
+        )  # fmt: skip
+        x = reference.transformer_encoder_layer(
+            x, weights, num_heads=2, kv_lengths=mask.sum(1), eps=0.3
+        )
+    np.testing.assert_allclose(bert(ids, mask, types), x, atol=1e-5)
+
+
+def test_pooling_and_normalisation_follow_the_checkpoint(folder: Path, minilm: Path) -> None:
+    shutil.copy(minilm / "tokenizer.json", folder)
+    tokens = {"input_ids": np.array([[1, 2, 3]]), "attention_mask": np.array([[1, 1, 0]])}
+    states = Bert.from_pretrained(folder)(**tokens)
+
+    def embed() -> Any:
+        return SentenceEncoder.from_pretrained(folder)(**tokens)["sentence_embedding"]
+
+    (folder / "modules.json").write_text(json.dumps([{"type": "models.Transformer"}, 3]))
+    np.testing.assert_allclose(embed(), states[:, :2].mean(1), atol=1e-6)
+    (folder / "1_Pooling").mkdir()
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps({"pooling_mode_cls_token": True}))
+    np.testing.assert_allclose(embed(), states[:, 0], atol=1e-6)
+    (folder / "modules.json").unlink()
+    assert np.linalg.norm(embed()) == pytest.approx(1)
+    pooling.write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(ValueError, match="expected one of"):
+        embed()
+    pooling.unlink()
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": "256"}))
+    with pytest.raises(ValueError, match="max_length must lie in"):
+        embed()
+
+
+def test_a_sentence_without_tokens_does_not_poison_the_gradient(folder: Path, minilm: Path) -> None:
+    shutil.copy(minilm / "tokenizer.json", folder)
+    encoder = SentenceEncoder.from_pretrained(folder)
+    ids, mask = np.array([[1, 2], [3, 4]]), np.array([[1, 1], [0, 0]])
+
+    def total(encoder: Any) -> Any:
+        return pa.ops.sum(encoder(ids, mask)["sentence_embedding"] ** 3)
+
+    gradients = pa.grad(total)(encoder)
+    assert all(np.isfinite(g).all() for g in gradients.values())
 
 
 def test_old_names_prefixes_and_half_precision(folder: Path, rng: Any) -> None:
@@ -220,6 +294,8 @@ def test_a_wrong_shape_is_reported(folder: Path) -> None:
         ({"hidden_act": "gelu_new"}, "activation must be one of"),
         ({"num_attention_heads": 3}, "size must be a multiple of heads"),
         ({"vocab_size": None}, "vocab_size"),
+        ({"hidden_size": "8"}, "hidden_size must be int; got '8'"),
+        ({"hidden_act": ["gelu"]}, "hidden_act must be str"),
     ],
 )
 def test_other_architectures_are_refused(folder: Path, change: Any, message: str) -> None:

@@ -125,6 +125,36 @@ def test_parameters_by_name(rng: Any) -> None:
         model.replace({"layers.2.weight": np.zeros(1)})
 
 
+def test_modules_in_tuples_and_dicts_and_in_two_places(rng: Any) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            self.pair = (nn.Linear(2, 2, bias=False, rng=rng), [nn.LayerNorm(2)])
+            self.named = {"a": nn.Linear(2, 2, bias=False, rng=rng)}
+            self.again = self.pair[0]
+
+        def __call__(self, x: Any) -> Any:
+            return self.again(self.named["a"](self.pair[0](x)))
+
+    model = Model()
+    assert list(model.parameters()) == [
+        "pair.0.weight", "pair.1.0.weight", "pair.1.0.bias", "named.a.weight",
+    ]  # fmt: skip
+    x = rng.standard_normal((3, 2)).astype(np.float32)
+    gradient = pa.grad(lambda m: pa.ops.sum(m(x)))(model)
+    assert all(isinstance(p, np.ndarray) for p in model.parameters().values())
+    assert gradient["pair.0.weight"].any()
+    copy = model.replace({"pair.0.weight": np.zeros((2, 2), np.float32)})
+    assert copy.again is copy.pair[0]
+    assert not copy(x).any()
+
+
+def test_load_copies(rng: Any) -> None:
+    given = {"weight": np.ones((2, 2), np.float32)}
+    layer = nn.Linear(2, 2, bias=False, rng=rng).load(given)
+    given["weight"][:] = 7
+    assert (layer.weight == 1).all()
+
+
 def test_load_reports_every_problem_and_changes_nothing(rng: Any) -> None:
     layer = nn.Linear(2, 3, rng=rng)
     before = layer.weight
@@ -145,11 +175,23 @@ def test_load_reports_every_problem_and_changes_nothing(rng: Any) -> None:
         lambda: nn.LuongAttention(4, 5, score="dot", rng=None),
         lambda: nn.TransformerEncoderLayer(4, 2, 8, activation="tanh", rng=None),  # type: ignore[arg-type]
         lambda: nn.Dropout(1.5),
+        lambda: nn.Linear(0, 2, rng=None),
+        lambda: nn.Linear(2, -1, rng=None),
+        lambda: nn.AdditiveAttention(2, 2, 0, rng=None),
+        lambda: nn.MultiHeadAttention(4, 2, key_size=0, rng=None),
+        lambda: nn.LayerNorm(4, eps=-1.0),
+        lambda: nn.LuongAttention(4, score="cosine", rng=None),  # type: ignore[arg-type]
+        lambda: nn.SelfAttention(4, rng=None)(np.ones((3, 4), np.float32)),
     ],
 )
 def test_sizes_that_do_not_fit(make: Any) -> None:
     with pytest.raises(ValueError, match=r"must be|needs|must lie"):
         make()
+
+
+def test_rng_must_be_a_generator() -> None:
+    with pytest.raises(TypeError, match=r"numpy\.random\.Generator"):
+        nn.Linear(2, 2, rng=0)  # type: ignore[arg-type]
 
 
 def test_mixing_float64_input_with_float32_weights_is_refused(rng: Any) -> None:

@@ -65,10 +65,9 @@ void run_attention(const AttentionParams<T>& params, typename Kernels<T>::Attent
   if (plan.tasks == 0) return;
   const std::int64_t depth = params.query.shape[3];
   const std::int64_t value_depth = params.value.shape[3];
-  const double scores = static_cast<double>(params.query.shape[0]) *
-                        static_cast<double>(params.query.shape[1]) *
-                        static_cast<double>(params.query.shape[2]) *
-                        static_cast<double>(params.key.shape[2]);
+  const double scores =
+      static_cast<double>(params.query.shape[0]) * static_cast<double>(params.query.shape[1]) *
+      static_cast<double>(params.query.shape[2]) * static_cast<double>(params.key.shape[2]);
   TaskLoop loop{.tasks = plan.tasks};
   loop.work = scores * (work_per_score + static_cast<double>(value_depth) + 16.0);
   loop.grain = std::clamp<std::int64_t>(plan.tasks / (kSharesPerThread * threads()), 1,

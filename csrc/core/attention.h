@@ -29,11 +29,11 @@ AttentionBlock block_of(const AttentionPlan& plan, const AttentionParams<T>& par
 // up; the depth is padded to an even number for the additive kernel.
 constexpr std::int64_t attention_scratch_elements(std::int64_t depth, std::int64_t value_depth) {
   const std::int64_t even_depth = depth + depth % 2;
-  return kBlockRows * (2 * even_depth + value_depth)    // queries (twice for additive), output
-         + 2 * kBlockRows * kTileKeys                   // scores, additive mask
-         + kTileKeys * (2 * even_depth + value_depth)   // keys (twice), values
-         + even_depth + value_depth + 3 * kBlockRows    // v, zeros, row statistics
-         + 256;                                         // rounding of the pieces to cache lines
+  return kBlockRows * (2 * even_depth + value_depth)   // queries (twice for additive), output
+         + 2 * kBlockRows * kTileKeys                  // scores, additive mask
+         + kTileKeys * (2 * even_depth + value_depth)  // keys (twice), values
+         + even_depth + value_depth + 3 * kBlockRows   // v, zeros, row statistics
+         + 256;                                        // rounding of the pieces to cache lines
 }
 
 // `work_per_score` is the cost of one score beside its share of P V, in multiply-adds.

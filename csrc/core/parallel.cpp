@@ -40,10 +40,10 @@ struct Job {
   std::int64_t grain = 1;
 };
 
-// `gate` holds an epoch (upper bits) and the seats left at the current job. A worker takes a seat by
-// a compare-and-swap on the value it inspected; the seat's number is its worker index. The caller
-// never waits for a worker to wake: when its own share is done it withdraws the free seats and waits
-// only for the workers that are seated. They alone touch job_ and next_.
+// `gate` holds an epoch (upper bits) and the seats left at the current job. A worker takes a seat
+// by a compare-and-swap on the value it inspected; the seat's number is its worker index. The
+// caller never waits for a worker to wake: when its own share is done it withdraws the free seats
+// and waits only for the workers that are seated. They alone touch job_ and next_.
 class Pool {
  public:
   // At most one run at a time: the caller holds busy().
@@ -129,8 +129,8 @@ class Pool {
 std::atomic<Pool*> current_pool{nullptr};
 std::atomic<int> thread_count{0};
 
-// The child of a fork has none of the workers, and the lock may have been held by a thread that does
-// not exist there: forget the pool, the next loop makes another.
+// The child of a fork has none of the workers, and the lock may have been held by a thread that
+// does not exist there: forget the pool, the next loop makes another.
 void forget_pool() { current_pool.store(nullptr, std::memory_order_release); }
 
 Pool& pool() {

@@ -1,5 +1,5 @@
-// What a kernel is told: plain aggregates, no behaviour. ISA objects include this file, and an inline
-// function here would become a weak symbol compiled with their instruction set.
+// What a kernel is told: plain aggregates, no behaviour. ISA objects include this file, and an
+// inline function here would become a weak symbol compiled with their instruction set.
 #pragma once
 
 #include <cstdint>
@@ -32,17 +32,17 @@ inline constexpr int kTileKeys = 64;
 // Layout (B, H, T, D); additive attention sets H = G = 1 and D = A.
 template <class T>
 struct AttentionParams {
-  View<const T, 4> query;    // (B, H, T, D)
-  View<const T, 4> key;      // (B, G, S, D)
-  View<const T, 4> value;    // (B, G, S, E)
-  Mask mask;                 // to (B, H, T, S)
+  View<const T, 4> query;                    // (B, H, T, D)
+  View<const T, 4> key;                      // (B, G, S, D)
+  View<const T, 4> value;                    // (B, G, S, E)
+  Mask mask;                                 // to (B, H, T, S)
   const std::int64_t* kv_lengths = nullptr;  // (B,), 0..S, or null
-  bool is_causal = false;    // key j is allowed for query i when j <= i
-  T scale = T(1);            // sdpa only
-  const T* v = nullptr;      // additive only: (A,), contiguous
-  View<T, 4> out;            // (B, H, T, E), unit last stride
-  View<T, 4> weights;        // (B, H, T, S), unit last stride, or null data
-  View<T, 3> lse;            // (B, H, T), or null data
+  bool is_causal = false;                    // key j is allowed for query i when j <= i
+  T scale = T(1);                            // sdpa only
+  const T* v = nullptr;                      // additive only: (A,), contiguous
+  View<T, 4> out;                            // (B, H, T, E), unit last stride
+  View<T, 4> weights;                        // (B, H, T, S), unit last stride, or null data
+  View<T, 3> lse;                            // (B, H, T), or null data
 };
 
 // One task: `rows` queries of `heads` query heads that share one key/value head, with

@@ -88,18 +88,17 @@ void for_each_part(const StridedArray<T>& input, T* output, std::int64_t unit, d
 template <class T>
 void for_each_row_range(const StridedArray<T>& input, T* output, auto&& kernel) {
   const std::int64_t length = input.shape.back();
-  for_each_part(input, output, std::max<std::int64_t>(length, 1), kRowWork,
-                [&](const T* from, T* to, std::int64_t elements) {
-                  kernel(Rows<T>{
-                      .input = from, .output = to, .count = elements / length, .length = length});
-                });
+  for_each_part(
+      input, output, std::max<std::int64_t>(length, 1), kRowWork,
+      [&](const T* from, T* to, std::int64_t elements) {
+        kernel(Rows<T>{.input = from, .output = to, .count = elements / length, .length = length});
+      });
 }
 
 }  // namespace
 
 template <class T>
-void run_pointwise(const StridedArray<T>& input, T* output,
-                   typename Kernels<T>::Pointwise kernel) {
+void run_pointwise(const StridedArray<T>& input, T* output, typename Kernels<T>::Pointwise kernel) {
   for_each_part(input, output, 1, kPointwiseWork, kernel);
 }
 

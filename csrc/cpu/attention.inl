@@ -10,11 +10,13 @@
 //   first-level cache at D = E = 64. Nothing of size T x S.
 // A row with no allowed key keeps m = -inf and l = 0; m' is replaced by 0 in the exponents, so that
 //   nothing is NaN, and out and weights are 0.
-// Tried and slower (AVX-512, D = 64): keys in the lanes with K packed per tile (row maxima and sums
-//   then need shuffles, and each block repeats the packing).
+// Blocks of a few queries (decoding) keep them as rows instead: few_rows.inl.
+// Tried on Zen 5, AVX-512, one thread: 2 x 12 accumulators instead of 4 x 6, 3 to 5 % slower;
+//   without touching rows ahead, decoding over 4096 keys 1.7 times slower, long queries the same.
 #pragma once
 
-#include "cpu/tile.inl"
+#include "cpu/few_rows.inl"
+#include "cpu/softmax_tile.inl"
 
 namespace pyattn {
 namespace {
@@ -48,13 +50,13 @@ struct Workspace {
   T* query_exp;  // the same, additive only
   T* scores;     // [panel][key][lane]
   T* bias;       // the same
-  T* out;        // [panel][column][lane]
+  T* out;        // [panel][column][lane], or [row][column] for a few rows
   T* keys;       // copies of rows of K with a stride, or what the mechanism makes of them
   T* keys_exp;
-  T* values;     // copies of rows of V with a stride
+  T* values;  // copies of rows of V with a stride
   T* zeros;
   T* v;
-  T* max;    // m, l and a of every lane
+  T* max;  // m, l and a of every lane
   T* sum;
   T* scale;
 
@@ -115,72 +117,6 @@ void load_queries(const AttentionParams<typename V::Scalar>& p,
   }
 }
 
-// s = s + bias, and -inf where masked; `bias` and `scores` start at the panel of `lane`.
-template <class V, int NV>
-void mask_scores(const Tile<typename V::Scalar>& tile, int lane, int keys,
-                 const typename V::Scalar* bias, typename V::Scalar* scores) {
-  using T = typename V::Scalar;
-  const V masked = V::broadcast(-static_cast<T>(HUGE_VAL));
-  for (int k = 0; k < keys; ++k) {
-    for (int v = 0; v < NV; ++v) {
-      const int at = v * V::kLanes;
-      T* place = scores + k * kPanel<V> + at;
-      V s = V::load(place);
-      if (tile.biased) s = s + V::load(bias + tile.index[k] * kPanel<V> + at);
-      s = V::select(V::from_bits(tile.bits[k] >> (lane + at)), s, masked);
-      s.store(place);
-    }
-  }
-}
-
-// The exponents are taken relative to this: 0 where no key was allowed yet.
-template <class V>
-PYATTN_INLINE V finite_max(V max) {
-  using T = typename V::Scalar;
-  const V masked = V::broadcast(-static_cast<T>(HUGE_VAL));
-  return V::select(V::equal(max, masked), V::broadcast(T(0)), max);
-}
-
-// Scores to numerators in place; updates m and l and leaves a in `scale`.
-template <class V, int NV>
-void softmax_step(int keys, typename V::Scalar* scores, typename V::Scalar* max,
-                  typename V::Scalar* sum, typename V::Scalar* scale) {
-  using T = typename V::Scalar;
-  V top[NV];
-  V total[NV];
-  PYATTN_UNROLL
-  for (int v = 0; v < NV; ++v) top[v] = V::load(max + v * V::kLanes);
-  for (int k = 0; k < keys; ++k) {
-    PYATTN_UNROLL
-    for (int v = 0; v < NV; ++v) {
-      // This order drops a NaN from the maximum; it comes back in the exponential.
-      top[v] = V::max(V::load(scores + k * kPanel<V> + v * V::kLanes), top[v]);
-    }
-  }
-  PYATTN_UNROLL
-  for (int v = 0; v < NV; ++v) {
-    const V before = V::load(max + v * V::kLanes);
-    top[v].store(max + v * V::kLanes);
-    top[v] = finite_max(top[v]);
-    exp_fast(before - top[v]).store(scale + v * V::kLanes);
-    total[v] = V::broadcast(T(0));
-  }
-  for (int k = 0; k < keys; ++k) {
-    PYATTN_UNROLL
-    for (int v = 0; v < NV; ++v) {
-      T* place = scores + k * kPanel<V> + v * V::kLanes;
-      const V numerator = exp_fast(V::load(place) - top[v]);
-      numerator.store(place);
-      total[v] = total[v] + numerator;
-    }
-  }
-  PYATTN_UNROLL
-  for (int v = 0; v < NV; ++v) {
-    const V l = V::load(sum + v * V::kLanes);
-    V::fma(l, V::load(scale + v * V::kLanes), total[v]).store(sum + v * V::kLanes);
-  }
-}
-
 // The value rows kept out of the product: out += p * value for the lanes that may attend to them.
 template <class V, int NV>
 void add_odd_rows(const Tile<typename V::Scalar>& tile, int lane, int keys, std::int64_t columns,
@@ -201,6 +137,17 @@ void add_odd_rows(const Tile<typename V::Scalar>& tile, int lane, int keys, std:
   }
 }
 
+// The same for rows: `p` has the stride of a panel.
+template <class V>
+void add_odd_across(const Tile<typename V::Scalar>& tile, int lane, std::int64_t columns,
+                    const typename V::Scalar* p, typename V::Scalar* out) {
+  for (int i = 0; i < tile.odd_count; ++i) {
+    const int k = tile.odd[i];
+    if ((tile.bits[k] >> lane & 1) == 0) continue;
+    for (std::int64_t e = 0; e < columns; ++e) out[e] += p[k * kPanel<V>] * tile.odd_value[i][e];
+  }
+}
+
 // out = o / l and lse = m + log l; leaves 1 / l in w.scale.
 template <class V>
 void store_output(const AttentionParams<typename V::Scalar>& p,
@@ -211,7 +158,12 @@ void store_output(const AttentionParams<typename V::Scalar>& p,
     w.scale[lane] = w.sum[lane] == T(0) ? T(0) : T(1) / w.sum[lane];
   }
   const std::int64_t columns = p.value.shape[3];
-  for (int lane = 0; lane < queries.count; lane += kPanel<V>) {
+  const bool few = is_few<V>(queries.count);
+  for (int lane = 0; few && lane < queries.count; ++lane) {
+    T* row = queries.start(p.out.data, p.out.stride, lane);
+    for (std::int64_t e = 0; e < columns; ++e) row[e] = w.out[lane * columns + e] * w.scale[lane];
+  }
+  for (int lane = 0; !few && lane < queries.count; lane += kPanel<V>) {
     const int lanes = queries.count - lane < kPanel<V> ? queries.count - lane : kPanel<V>;
     T* row[kPanel<V>];
     for (int i = 0; i < lanes; ++i) row[i] = queries.start(p.out.data, p.out.stride, lane + i);
@@ -224,8 +176,9 @@ void store_output(const AttentionParams<typename V::Scalar>& p,
   }
 }
 
-// Queries that go through a tile together. Where pairs are masked, narrower strips of a panel follow
-// the diagonal of the causal mask more closely: a strip ends at the last key it may attend to.
+// Queries that go through a tile together. Where pairs are masked, narrower strips of a panel
+// follow the diagonal of the causal mask more closely: a strip ends at the last key it may attend
+// to.
 template <class V>
 struct Strip {
   int lane;
@@ -235,7 +188,7 @@ struct Strip {
 
 template <class V, class Body>
 void for_each_strip(const Tile<typename V::Scalar>& tile, int count, Body&& body) {
-  constexpr int kNarrow = kPanel<V> > 32 ? 32 : kPanel<V>;
+  constexpr int kNarrow = 32 < kPanel<V> ? 32 : kPanel<V>;
   const int width = tile.partial ? kNarrow : kPanel<V>;
   for (int lane = 0; lane < count; lane += width) {
     Strip<V> strip{lane, count - lane < width ? count - lane : width, tile.count};
@@ -266,8 +219,7 @@ void store_weights(const AttentionParams<typename V::Scalar>& p,
     row[i] = queries.start(p.weights.data, p.weights.stride, strip.lane + i) + first;
   }
   if (strip.keys == tile.count && tile.count == tile.width) {
-    transpose_out<V>(scores, kPanel<V>, tile.count, w.scale + strip.lane, row,
-                     strip.lanes);
+    transpose_out<V>(scores, kPanel<V>, tile.count, w.scale + strip.lane, row, strip.lanes);
     return;
   }
   for (int k = 0; k < strip.keys; ++k) {
@@ -283,11 +235,11 @@ Ahead<T> rows_ahead(const View<const T, 4>& view, std::int64_t batch, std::int64
                     std::int64_t first, std::int64_t end) {
   if (view.stride[3] != 1 || first >= end) return {};
   const std::int64_t rows = end - first < kTileKeys ? end - first : kTileKeys;
-  return {.data = view.data + batch * view.stride[0] + group * view.stride[1] +
-                  first * view.stride[2],
-          .stride = view.stride[2],
-          .rows = rows,
-          .columns = view.shape[3]};
+  return {
+      .data = view.data + batch * view.stride[0] + group * view.stride[1] + first * view.stride[2],
+      .stride = view.stride[2],
+      .rows = rows,
+      .columns = view.shape[3]};
 }
 
 // A Score is made once per block and packs the queries; begin(tile) may prepare the keys, and
@@ -370,9 +322,22 @@ class Block {
     const int lane = strip.lane;
     T* scores = masked_scores<NV>(tile, strip, values);
     softmax_step<V, NV>(strip.keys, scores, w_.max + lane, w_.sum + lane, w_.scale + lane);
+    if (is_few<V>(queries_.count)) {
+      add_few(tile, strip, keys, scores);
+      return;
+    }
     T* out = w_.out + panel_offset<V>(lane, columns_);
     add_tile<V, NV>(scores, tile.value, strip.keys, columns_, w_.scale + lane, keys, out);
     add_odd_rows<V, NV>(tile, lane, strip.keys, columns_, scores, out);
+  }
+
+  void add_few(const Tile<T>& tile, const Strip<V>& strip, const Ahead<T>& keys, const T* p) {
+    keys.touch(0, kTileKeys);
+    for (int lane = 0; lane < strip.lanes; ++lane) {
+      T* out = w_.out + lane * columns_;
+      add_across<V>(p + lane, tile.value, strip.keys, columns_, w_.scale[lane], out);
+      add_odd_across<V>(tile, lane, columns_, p + lane, out);
+    }
   }
 
   // The second pass: everything is 0 but what the tiles write.

@@ -1,6 +1,6 @@
+#include "cpu/table.inl"
 #include "cpu/tables.h"
 #include "cpu/vec_avx2.h"
-#include "cpu/table.inl"
 
 namespace pyattn {
 

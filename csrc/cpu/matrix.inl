@@ -2,10 +2,10 @@
 //
 // Queries are in the lanes: a panel is kPanel = kVecs * kLanes queries, stored depth-major
 // (panel[d][lane]). A score is then s[key][lane] = sum_d panel[d][lane] * key[d], an output
-// o[e][lane] = sum_key p[key][lane] * value[key][e]. The other operand, a row of K or V, is read one
-// scalar at a time where it lies, so K and V are neither packed nor copied, at any row stride, and
-// a row can be left out by leaving out its pointer. Row maximum and sum need no shuffle.
-// A lane's arithmetic does not depend on the other lanes nor on how many rows share the panel.
+// o[e][lane] = sum_key p[key][lane] * value[key][e]. The other operand, a row of K or V, is read
+// one scalar at a time where it lies, so K and V are neither packed nor copied, at any row stride,
+// and a row can be left out by leaving out its pointer. Row maximum and sum need no shuffle. A
+// lane's arithmetic does not depend on the other lanes nor on how many rows share the panel.
 #pragma once
 
 #include "cpu/math.inl"
@@ -14,11 +14,11 @@ namespace pyattn {
 namespace {
 
 template <class V>
-constexpr int kPanel = V::kVecs * V::kLanes;
+constexpr int kPanel = V::kVecs* V::kLanes;
 
-// Rows that will be read soon. A kernel touches a few of them between two groups of its own rows, so
-// that the requests for memory spread over the arithmetic; asked for all at once they would fill the
-// miss queue and stall it. Masked rows may be among them: prefetching is not reading.
+// Rows that will be read soon. A kernel touches a few of them between two groups of its own rows,
+// so that the requests for memory spread over the arithmetic; asked for all at once they would fill
+// the miss queue and stall it. Masked rows may be among them: prefetching is not reading.
 template <class T>
 struct Ahead {
   const T* data = nullptr;
@@ -168,11 +168,7 @@ void transpose_in(const typename V::Scalar* const* from, int count, std::int64_t
       const int width = columns - c < L ? static_cast<int>(columns - c) : L;
       V square[L];
       for (int i = 0; i < L; ++i) {
-        if (i >= rows) {
-          square[i] = V::broadcast(T(0));
-        } else {
-          square[i] = width == L ? V::load(from[r + i] + c) : V::load(from[r + i] + c, width);
-        }
+        square[i] = i < rows ? load_left<V>(from[r + i] + c, width) : V::broadcast(T(0));
       }
       V::transpose(square);
       for (int i = 0; i < width; ++i) square[i].store(to + (c + i) * to_stride + r);
@@ -194,17 +190,11 @@ void transpose_out(const typename V::Scalar* from, std::int64_t from_stride, std
       const int width = columns - c < L ? static_cast<int>(columns - c) : L;
       V square[L];
       for (int i = 0; i < L; ++i) {
-        square[i] = i < width ? V::load(from + (c + i) * from_stride + r) * factor
-                              : V::broadcast(T(0));
+        square[i] =
+            i < width ? V::load(from + (c + i) * from_stride + r) * factor : V::broadcast(T(0));
       }
       V::transpose(square);
-      for (int i = 0; i < rows; ++i) {
-        if (width == L) {
-          square[i].store(to[r + i] + c);
-        } else {
-          square[i].store(to[r + i] + c, width);
-        }
-      }
+      for (int i = 0; i < rows; ++i) store_left(square[i], to[r + i] + c, width);
     }
   }
 }

@@ -49,20 +49,6 @@ PYATTN_INLINE void for_each_register(std::int64_t length, Body body) {
 }
 
 template <class V>
-PYATTN_INLINE V load_lanes(const typename V::Scalar* p, int count) {
-  return count == V::kLanes ? V::load(p) : V::load(p, count);
-}
-
-template <class V>
-PYATTN_INLINE void store_lanes(V x, typename V::Scalar* p, int count) {
-  if (count == V::kLanes) {
-    x.store(p);
-  } else {
-    x.store(p, count);
-  }
-}
-
-template <class V>
 void softmax_rows(const Rows<typename V::Scalar>& rows) noexcept {
   using T = typename V::Scalar;
   for (std::int64_t r = 0; r < rows.count; ++r) {
@@ -72,21 +58,17 @@ void softmax_rows(const Rows<typename V::Scalar>& rows) noexcept {
     V tops = V::broadcast(lowest);
     for_each_register<V>(rows.length, [&](std::int64_t at, int count) {
       // A NaN is dropped here and comes back in the exponential.
-      tops = V::max(first_lanes(load_lanes<V>(x + at, count), count, lowest), tops);
+      tops = V::max(first_lanes(load_left<V>(x + at, count), count, lowest), tops);
     });
-    T lane[V::kLanes];
-    tops.store(lane);
-    T top = lowest;
-    for (int i = 0; i < V::kLanes; ++i) top = lane[i] > top ? lane[i] : top;
-    const V shift = V::broadcast(top);
+    const V shift = V::broadcast(max_lanes(tops));
     const T total = sum_row<V>(x, rows.length, [&](V value, std::int64_t at, int count) {
       const V numerator = exp_fast(value - shift);
-      store_lanes(numerator, y + at, count);
+      store_left(numerator, y + at, count);
       return numerator;
     });
     const V scale = V::broadcast(T(1) / total);
     for_each_register<V>(rows.length, [&](std::int64_t at, int count) {
-      store_lanes(load_lanes<V>(y + at, count) * scale, y + at, count);
+      store_left(load_left<V>(y + at, count) * scale, y + at, count);
     });
   }
 }
@@ -99,8 +81,8 @@ void layer_norm_rows(const Rows<typename V::Scalar>& rows,
   for (std::int64_t r = 0; r < rows.count; ++r) {
     const T* x = rows.input + r * rows.length;
     T* y = rows.output + r * rows.length;
-    const T mean = sum_row<V>(x, rows.length, [](V value, std::int64_t, int) { return value; }) /
-                   length;
+    const T mean =
+        sum_row<V>(x, rows.length, [](V value, std::int64_t, int) { return value; }) / length;
     const V centre = V::broadcast(mean);
     const T variance = sum_row<V>(x, rows.length,
                                   [&](V value, std::int64_t, int) {
@@ -111,10 +93,10 @@ void layer_norm_rows(const Rows<typename V::Scalar>& rows,
     const V scale =
         V::broadcast(static_cast<T>(1.0 / ::sqrt(static_cast<double>(variance + p.eps))));
     for_each_register<V>(rows.length, [&](std::int64_t at, int count) {
-      V value = (load_lanes<V>(x + at, count) - centre) * scale;
-      if (p.weight != nullptr) value = value * load_lanes<V>(p.weight + at, count);
-      if (p.bias != nullptr) value = value + load_lanes<V>(p.bias + at, count);
-      store_lanes(value, y + at, count);
+      V value = (load_left<V>(x + at, count) - centre) * scale;
+      if (p.weight != nullptr) value = value * load_left<V>(p.weight + at, count);
+      if (p.bias != nullptr) value = value + load_left<V>(p.bias + at, count);
+      store_left(value, y + at, count);
     });
   }
 }

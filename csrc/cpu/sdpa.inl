@@ -14,14 +14,34 @@ class DotScore {
   using T = typename V::Scalar;
 
   DotScore(const AttentionParams<T>& p, const Queries<T>& queries, const Workspace<T>& w)
-      : query_(w.query), depth_(p.query.shape[3]) {
-    load_queries<V>(p, queries, depth_, p.scale, query_);
+      : query_(w.query), depth_(p.query.shape[3]), few_(is_few<V>(queries.count)) {
+    if (!few_) {
+      load_queries<V>(p, queries, depth_, p.scale, query_);
+      return;
+    }
+    for (int lane = 0; lane < queries.count; ++lane) {
+      const T* row = queries.start(p.query.data, p.query.stride, lane);
+      for (std::int64_t d = 0; d < depth_; ++d) {
+        query_[lane * depth_ + d] = row[d * p.query.stride[3]] * p.scale;
+      }
+    }
   }
 
   void begin(const Tile<T>&) {}
 
   template <int NV>
   void strip(const Tile<T>& tile, const Strip<V>& strip, const Ahead<T>& ahead, T* sums) const {
+    if (few_) {
+      for (int k = 0; k < strip.keys; ++k) {
+        ahead.touch(k, 1);
+        T* place = sums + k * kPanel<V>;
+        V::broadcast(T(0)).store(place);  // the lanes without a query
+        for (int lane = 0; lane < strip.lanes; ++lane) {
+          place[lane] = dot_across<V>(query_ + lane * depth_, tile.key[k], depth_);
+        }
+      }
+      return;
+    }
     dot_tile<V, NV>(query_ + panel_offset<V>(strip.lane, depth_), tile.key, strip.keys, depth_,
                     ahead, sums);
   }
@@ -29,6 +49,7 @@ class DotScore {
  private:
   T* query_;
   std::int64_t depth_;
+  bool few_;  // queries are rows, not panels
 };
 
 template <class V>

@@ -1,4 +1,5 @@
-// What a block of queries sees of a tile of keys: which rows of K and V, and who may attend to whom.
+// What a block of queries sees of a tile of keys: which rows of K and V, and who may attend to
+// whom.
 //
 // "Masked" means "never read": a key that no query of the block may attend to is left out of the
 // tile, so neither it nor its value is touched. For the others the score of a masked pair is
@@ -38,15 +39,15 @@ struct Queries {
 
 template <class T>
 struct Tile {
-  int count = 0;        // keys kept
-  int width = 0;        // keys looked at
-  bool partial = false; // some pair of a kept key and a query is masked
+  int count = 0;         // keys kept
+  int width = 0;         // keys looked at
+  bool partial = false;  // some pair of a kept key and a query is masked
   bool biased = false;
   int index[kTileKeys];           // position of a kept key in the tile
   std::uint64_t bits[kTileKeys];  // of a kept key: the lanes that may attend to it
   const T* key[kTileKeys];
   const T* value[kTileKeys];
-  int odd_count = 0;              // kept keys whose value row is not finite and is partly masked
+  int odd_count = 0;  // kept keys whose value row is not finite and is partly masked
   int odd[kTileKeys];
   const T* odd_value[kTileKeys];
 };
@@ -91,7 +92,8 @@ bool restrict_tile(const AttentionParams<T>& p, const Queries<T>& queries, std::
   const bool masked = p.mask.kind == MaskKind::boolean;
   if (!causal && !masked) return false;
   const auto* mask = static_cast<const std::uint8_t*>(p.mask.data) + first * p.mask.stride[3];
-  const bool same_row = p.mask.stride[2] == 0 && (p.mask.stride[1] == 0 || queries.block.heads == 1);
+  const bool same_row =
+      p.mask.stride[2] == 0 && (p.mask.stride[1] == 0 || queries.block.heads == 1);
   const std::uint64_t all = low_bits(width);
   std::uint64_t intersection = all;
   std::uint64_t shared = all;
@@ -150,9 +152,7 @@ bool finite(const typename V::Scalar* row, std::int64_t columns) {
   const V zero = V::broadcast(T(0));
   V sum = zero;
   for (std::int64_t e = 0; e < columns; e += V::kLanes) {
-    const V x = columns - e < V::kLanes ? V::load(row + e, static_cast<int>(columns - e))
-                                        : V::load(row + e);
-    sum = V::fma(x, zero, sum);
+    sum = V::fma(load_left<V>(row + e, columns - e), zero, sum);
   }
   return V::to_bits(V::equal(sum, zero)) == low_bits(V::kLanes);
 }
@@ -172,14 +172,14 @@ const T* unit_row(const View<const T, 4>& view, std::int64_t batch, std::int64_t
 // Rows of V for the product. A row that must not be multiplied by 0 goes to the list of odd ones.
 template <class V>
 void load_values(const AttentionParams<typename V::Scalar>& p,
-                 const Queries<typename V::Scalar>& queries, std::int64_t group,
-                 std::int64_t first, typename V::Scalar* copies,
-                 const typename V::Scalar* zeros, Tile<typename V::Scalar>& tile) {
+                 const Queries<typename V::Scalar>& queries, std::int64_t group, std::int64_t first,
+                 typename V::Scalar* copies, const typename V::Scalar* zeros,
+                 Tile<typename V::Scalar>& tile) {
   const std::int64_t columns = p.value.shape[3];
   tile.odd_count = 0;
   for (int i = 0; i < tile.count; ++i) {
-    tile.value[i] = unit_row(p.value, queries.block.batch, group, first + tile.index[i],
-                             copies + i * columns);
+    tile.value[i] =
+        unit_row(p.value, queries.block.batch, group, first + tile.index[i], copies + i * columns);
     if (!tile.partial || tile.bits[i] == queries.valid) continue;
     if (finite<V>(tile.value[i], columns)) continue;
     tile.odd[tile.odd_count] = i;
@@ -191,9 +191,9 @@ void load_values(const AttentionParams<typename V::Scalar>& p,
 // Fills `tile` for keys first .. first + width - 1, less those that nobody may attend to.
 template <class V>
 void load_tile(const AttentionParams<typename V::Scalar>& p,
-               const Queries<typename V::Scalar>& queries, std::int64_t group,
-               std::int64_t first, int width, typename V::Scalar* bias,
-               typename V::Scalar* key_copies, Tile<typename V::Scalar>& tile) {
+               const Queries<typename V::Scalar>& queries, std::int64_t group, std::int64_t first,
+               int width, typename V::Scalar* bias, typename V::Scalar* key_copies,
+               Tile<typename V::Scalar>& tile) {
   std::uint64_t allowed[kTileKeys];
   tile.biased = p.mask.kind == MaskKind::additive;
   const bool restricted = restrict_tile(p, queries, first, width, allowed);

@@ -1,4 +1,5 @@
-// Four floats in a register: Advanced SIMD of 64-bit Arm. The interface is described in vec_scalar.h.
+// Four floats in a register: Advanced SIMD of 64-bit Arm. The interface is described in
+// vec_scalar.h.
 #pragma once
 
 #include <arm_neon.h>

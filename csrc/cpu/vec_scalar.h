@@ -1,6 +1,6 @@
 // Lanes<T, N>: N lanes of T without intrinsics. The baseline for every machine, and the double
-// precision of every instruction set: under GCC and Clang it is a vector type of the language, which
-// the flags of the including object turn into as wide a register as there is.
+// precision of every instruction set: under GCC and Clang it is a vector type of the language,
+// which the flags of the including object turn into as wide a register as there is.
 //
 // The interface that the .inl files are written against (all the vec_*.h offer it):
 //   Scalar, Mask, kLanes

@@ -46,8 +46,8 @@ bool has_dtype(const py::array& array) {
 
 [[noreturn]] inline void throw_dtype(const Argument& argument, const py::array& array,
                                      std::string_view supported) {
-  throw py::type_error(argument.text() + " has dtype " + dtype_text(array) + "; supported: " +
-                       std::string(supported));
+  throw py::type_error(argument.text() + " has dtype " + dtype_text(array) +
+                       "; supported: " + std::string(supported));
 }
 
 // An array as it was given; lists and scalars are refused rather than converted.

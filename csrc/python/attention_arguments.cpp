@@ -21,8 +21,8 @@ std::vector<std::int64_t> copy_lengths(const py::array& array, std::int64_t keys
   for (std::int64_t b = 0; b < view.shape[0]; ++b) {
     const auto length = static_cast<std::int64_t>(view.data[b * view.stride[0]]);
     if (length < 0 || length > keys) {
-      throw py::value_error(argument.text() + " must be in 0.." + std::to_string(keys) +
-                            ", got " + std::to_string(length) + " at index " + std::to_string(b));
+      throw py::value_error(argument.text() + " must be in 0.." + std::to_string(keys) + ", got " +
+                            std::to_string(length) + " at index " + std::to_string(b));
     }
     lengths.push_back(length);
   }
@@ -55,8 +55,9 @@ Mask mask_view(const py::object& object, const std::vector<std::int64_t>& target
   const py::array array = as_array(object, argument);
   const bool boolean = has_dtype<bool>(array);
   if (!boolean && !has_dtype<T>(array)) {
-    throw_dtype(argument, array, "bool, " + std::string(sizeof(T) == 4 ? "float32" : "float64") +
-                                     " (the dtype of query)");
+    throw_dtype(
+        argument, array,
+        "bool, " + std::string(sizeof(T) == 4 ? "float32" : "float64") + " (the dtype of query)");
   }
   const auto rank = static_cast<std::size_t>(array.ndim());
   bool fits = rank >= 1 && rank <= target.size();

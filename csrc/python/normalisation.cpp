@@ -30,8 +30,8 @@ std::vector<T> row_parameter(const py::object& object, std::int64_t length,
   if (object.is_none()) return {};
   const py::array array = as_array(object, argument);
   if (!has_dtype<T>(array)) {
-    throw_dtype(argument, array, sizeof(T) == 4 ? "float32, the dtype of x"
-                                                : "float64, the dtype of x");
+    throw_dtype(argument, array,
+                sizeof(T) == 4 ? "float32, the dtype of x" : "float64, the dtype of x");
   }
   if (array.ndim() != 1 || array.shape(0) != length) {
     throw py::value_error(argument.text() + " must have shape (" + std::to_string(length) +
@@ -57,8 +57,7 @@ py::array layer_norm(const py::object& x, const py::object& weight, const py::ob
         .bias = biases.empty() ? nullptr : biases.data(),
         .eps = static_cast<T>(eps),
     };
-    return filled_like(view, "layer_norm",
-                       [&](T* out) { run_layer_norm<T>(view, out, params); });
+    return filled_like(view, "layer_norm", [&](T* out) { run_layer_norm<T>(view, out, params); });
   });
 }
 

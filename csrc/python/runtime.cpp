@@ -67,10 +67,12 @@ void read_environment() {
 
 void register_runtime(py::module_& module) {
   read_environment();
-  module.def("isa", [] { return std::string(kernels().name); },
-             "Name of the instruction set whose kernels run.");
-  module.def("set_isa", [](const std::string& name) { set_isa(name); }, py::arg("name"),
-             "Use the kernels of another instruction set of available_isas().");
+  module.def(
+      "isa", [] { return std::string(kernels().name); },
+      "Name of the instruction set whose kernels run.");
+  module.def(
+      "set_isa", [](const std::string& name) { set_isa(name); }, py::arg("name"),
+      "Use the kernels of another instruction set of available_isas().");
   module.def("available_isas", &available_isas, "What this machine can run, best first.");
   module.def("threads", &threads, "Most threads that a call uses.");
   module.def("set_threads", &set_threads, py::arg("n"), "Sets threads(), 1 to 1024.");

@@ -87,8 +87,8 @@ py::tuple sdpa(const py::object& query, const py::object& key, const py::object&
 
 void register_sdpa(py::module_& module) {
   module.def("sdpa", &sdpa, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"),
-             py::arg("kv_lengths"), py::arg("is_causal"), py::arg("scale"),
-             py::arg("want_weights"), py::arg("want_lse"),
+             py::arg("kv_lengths"), py::arg("is_causal"), py::arg("scale"), py::arg("want_weights"),
+             py::arg("want_lse"),
              "softmax(scale * query key^T + mask) value; returns (out, weights, lse).");
 }
 

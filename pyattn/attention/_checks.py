@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,22 +20,23 @@ from pyattn.ops import (
 )
 from pyattn.ops import max as reduce_max
 from pyattn.ops import sum as reduce_sum
-from pyattn.tensor import Dim, Size, Spec, Tensor, Value
+from pyattn.tensor import Dim, Node, Size, Spec, Tensor, Value
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 AUX = ("weights", "lse")
 
 
-def require_arrays(function: str, **arguments: Any) -> None:
-    """Raise TypeError unless every argument is a NumPy array, a Tensor or None."""
-    for name, value in arguments.items():
-        if value is not None and not isinstance(value, (np.ndarray, Tensor)):
+def require_arrays(function: str, optional: Mapping[str, Any], **required: Any) -> None:
+    """Raise TypeError unless every argument is a NumPy array or a Tensor; ``optional`` or None."""
+    given = {name: value for name, value in optional.items() if value is not None}
+    for name, value in (required | given).items():
+        if not isinstance(value, (np.ndarray, Tensor)):
             raise TypeError(
                 f"{function}: {name} must be a NumPy array or a Tensor; got {type(value).__name__}"
             )
 
 
-def require_floats(function: str, **arguments: Spec) -> None:
+def require_floats(function: str, **arguments: Spec | Value) -> None:
     """Raise TypeError unless all have one dtype, float32 or float64."""
     found = ", ".join(f"{name} {spec.dtype}" for name, spec in arguments.items())
     dtypes = {spec.dtype for spec in arguments.values()}
@@ -101,6 +102,8 @@ def check_lengths(function: str, kv_lengths: Value | None, keys: Size) -> None:
 
 def normalize_aux(function: str, aux: Sequence[str]) -> tuple[str, ...]:
     """Return ``aux`` as a tuple; ValueError for a name that is unknown or stands twice."""
+    if not isinstance(aux, (str, tuple, list)):
+        raise TypeError(f"{function}: aux must be a tuple of names; got {type(aux).__name__}")
     names = (aux,) if isinstance(aux, str) else tuple(aux)
     if not set(names) <= set(AUX) or len(set(names)) < len(names):
         raise ValueError(f"{function}: aux may name each of {AUX} once; got {names}")
@@ -164,12 +167,15 @@ def masked_bias(scores: Value, mask: Value | None) -> Value:
     return scores if mask is None or mask.dtype == np.bool_ else scores + mask
 
 
-def mask_suffix(mask: Tensor | None, kv_lengths: Tensor | None, *, is_causal: bool) -> str:
-    """Return the part of an ONNX function's name that tells which masks its body applies."""
+def variant(node: Node) -> str:
+    """Return the part of an ONNX function's name that tells which variant its body computes."""
+    query, mask, kv_lengths, params = node.required(0), *node.inputs[-2:], node.params
     parts = {
+        "Double": query.dtype == np.float64,
         "BoolMask": mask is not None and mask.dtype == np.bool_,
         "FloatMask": mask is not None and mask.dtype != np.bool_,
         "Lengths": kv_lengths is not None,
-        "Causal": is_causal,
+        "Causal": params["is_causal"],
+        **{name.title(): True for name in params["aux"]},
     }
     return "".join(part for part, present in parts.items() if present)

@@ -80,8 +80,7 @@ def _expand(
 
 
 def _function(node: Node) -> str:
-    suffix = checks.mask_suffix(*node.inputs[4:], is_causal=node.params["is_causal"])
-    return "AdditiveAttention" + suffix + "".join(map(str.title, node.params["aux"]))
+    return "AdditiveAttention" + checks.variant(node)
 
 
 ADDITIVE = Op(
@@ -91,6 +90,7 @@ ADDITIVE = Op(
     expand=_expand,
     function=_function,
     arguments=("query", "key", "value", "v", "attn_mask", "kv_lengths"),
+    optional=2,
 )
 
 
@@ -163,16 +163,14 @@ def additive_attention(
     >>> pa.additive_attention(query, key, value, rng.standard_normal(16)).shape
     (2, 3, 16)
     """
-    checks.require_arrays(
-        NAME, query=query, key=key, value=value, v=v, attn_mask=attn_mask, bias=bias,
-        kv_lengths=kv_lengths,
-    )  # fmt: skip
+    optional = {"attn_mask": attn_mask, "bias": bias, "kv_lengths": kv_lengths}
+    checks.require_arrays(NAME, optional, query=query, key=key, value=value, v=v)
+    if not isinstance(is_causal, bool):
+        raise TypeError(f"{NAME}: is_causal must be a bool; got {is_causal!r}")
     if bias is not None:
-        if bias.dtype != query.dtype or bias.shape != query.shape[-1:]:
-            raise ValueError(
-                f"{NAME}: bias must be (A,) in the dtype of query; got {bias.dtype} "
-                f"{bias.shape} for query {query.dtype} {query.shape}"
-            )
+        checks.require_floats(NAME, query=query, bias=bias)
+        if bias.shape != query.shape[-1:]:
+            raise ValueError(f"{NAME}: bias must be (A,); got {bias.shape} for query {query.shape}")
         query = query + bias
     if key.ndim == 3:
         checks.check_lengths(NAME, kv_lengths, key.shape[1])
@@ -184,6 +182,6 @@ def additive_attention(
         v,
         attn_mask,
         kv_lengths,
-        is_causal=bool(is_causal),
+        is_causal=is_causal,
         aux=checks.normalize_aux(NAME, aux),
     )

@@ -9,7 +9,7 @@ from pyattn.attention import _checks as checks
 from pyattn.attention.additive import additive_attention
 from pyattn.attention.sdpa import scaled_dot_product_attention
 from pyattn.ops import expand_dims, linear, matmul
-from pyattn.tensor import Value
+from pyattn.tensor import Value, spec_of
 
 NAME = "luong_attention"
 Score = Literal["dot", "general", "concat"]
@@ -74,30 +74,19 @@ def luong_attention(
     if score not in get_args(Score):
         raise ValueError(f"{NAME}: score must be one of {get_args(Score)}; got {score!r}")
     value = key if value is None else value
-    checks.require_arrays(
-        NAME, query=query, key=key, value=value, weight=weight, v=v, attn_mask=attn_mask
-    )
+    optional = {"weight": weight, "v": v, "attn_mask": attn_mask, "kv_lengths": kv_lengths}
+    checks.require_arrays(NAME, optional, query=query, key=key, value=value)
     if (weight is None) != (score == "dot") or (v is None) != (score != "concat"):
         raise ValueError(
             f'{NAME}: score "dot" takes no weight and no v, "general" takes weight, "concat" both; '
             f"got {score!r} with weight {weight is not None}, v {v is not None}"
         )
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.ndim != 3:
-            raise ValueError(f"{NAME}: {name} must be of rank 3; got shape {x.shape}")
-    sizes = (query.shape[2], key.shape[2])
-    if weight is not None:
-        columns = sum(sizes) if score == "concat" else sizes[1]
-        rows = weight.shape[0] if score == "concat" else sizes[0]
-        if weight.shape != (rows, columns):
-            raise ValueError(
-                f"{NAME}: weight must be ({'A' if score == 'concat' else rows}, {columns}) for "
-                f"score {score!r}; got {weight.shape}"
-            )
+    _check(query, key, value, score, weight, v, attn_mask)
+    size = query.shape[2]
     if weight is not None and v is not None:
         return additive_attention(
-            linear(query, weight[:, : sizes[0]]),
-            linear(key, weight[:, sizes[0] :]),
+            linear(query, weight[:, :size]),
+            linear(key, weight[:, size:]),
             value,
             v,
             attn_mask=attn_mask,
@@ -120,3 +109,39 @@ def luong_attention(
     parts = result if isinstance(result, tuple) else (result,)
     parts = tuple(part[:, 0] for part in parts)
     return parts if aux else parts[0]
+
+
+def _check(
+    query: Value,
+    key: Value,
+    value: Value,
+    score: Score,
+    weight: Value | None,
+    v: Value | None,
+    mask: Value | None,
+) -> None:
+    """Raise TypeError or ValueError where dtypes or shapes do not fit the score."""
+    given: Any = {"query": query, "key": key, "value": value, "weight": weight, "v": v}
+    specs: dict[str, Any] = {name: spec_of(x) for name, x in given.items() if x is not None}
+    checks.require_floats(NAME, **specs)
+    q, k, x = specs["query"], specs["key"], specs["value"]
+    for name, spec, layout in (
+        ("query", q, "B, T, D"), ("key", k, "B, S, Dk"), ("value", x, "B, S, E"),
+    ):  # fmt: skip
+        checks.require_rank(NAME, layout, **{name: spec})
+    checks.require_shared(NAME, "B", 0, query=q, key=k)
+    checks.require_shared(NAME, "B", 0, query=q, value=x)
+    checks.require_shared(NAME, "S", 1, key=k, value=x)
+    checks.require_mask(NAME, spec_of(mask), q.dtype, (*q.shape[:2], k.shape[1]))
+    if score == "dot":
+        checks.require_shared(NAME, "D", 2, query=q, key=k)
+        return
+    w = specs["weight"]
+    wanted: Any = (q.shape[2], k.shape[2])
+    if score == "concat":
+        wanted = (specs["v"].shape[0] if specs["v"].ndim == 1 else "A", q.shape[2] + k.shape[2])
+    if w.shape != wanted:
+        raise ValueError(
+            f"{NAME}: weight must be {wanted} for score {score!r}; got weight {w.shape}"
+            + (f", v {specs['v'].shape}" if "v" in specs else "")
+        )

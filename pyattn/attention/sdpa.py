@@ -11,7 +11,7 @@ import numpy as np
 from pyattn import _core
 from pyattn.attention import _checks as checks
 from pyattn.ops import matmul, repeat, transpose
-from pyattn.tensor import Array, Dim, Node, Op, Size, Spec, Value, apply
+from pyattn.tensor import Array, Dim, Node, Op, Spec, Value, apply
 
 NAME = "scaled_dot_product_attention"
 
@@ -47,7 +47,7 @@ def _shape(
             f"{NAME}: the heads of query must be a multiple of those of key; got query "
             f"{query.shape}, key {key.shape}"
         )
-    if not math.isfinite(scale):
+    if not abs(scale) <= float(np.finfo(query.dtype).max):
         raise ValueError(f"{NAME}: scale must be finite; got {scale}")
     scores = (batch, heads, rows, keys)
     checks.require_mask(NAME, mask, query.dtype, scores)
@@ -99,24 +99,27 @@ def _expand(
 def _onnx(graph: Any, node: Node, query: str, key: str, value: str, mask: str, lengths: str) -> Any:
     """Write the standard operator Attention, where the opset has it and it means the same.
 
-    ONNX Runtime has a kernel for versions 23 and 24 of the operator, and rejects scale <= 0.
+    ONNX Runtime has a float32 kernel for versions 23 and 24 of the operator. It rejects scale <= 0,
+    and returns 0 for a row of a float mask that is everywhere the lowest finite number.
     """
     params: Any = node.params
     mask_tensor: Any = node.inputs[3]
     scale = params["scale"]
-    if graph.opset not in (23, 24) or getattr(scale, "value", scale) <= 0 or "lse" in params["aux"]:
+    has_kernel = graph.opset in (23, 24) and node.required(0).dtype == np.float32
+    float_mask = mask_tensor is not None and mask_tensor.dtype != np.bool_
+    if not has_kernel or float_mask or "lse" in params["aux"]:
+        return None
+    if getattr(scale, "value", scale) <= 0:
         return None
     if lengths:
-        if mask_tensor is not None and mask_tensor.dtype != np.bool_:
-            return None
         for tensor, name in zip(node.inputs, (query, key, value, mask, lengths), strict=True):
             graph.bind(tensor, name)
         mask_tensor = checks.allowed_keys(
             node.required(0), node.required(1), mask_tensor, node.inputs[4], is_causal=False
         )
         (mask,) = graph.add([mask_tensor])
-    if mask_tensor is not None:
-        mask = _full_mask(graph, mask, mask_tensor.shape, query, key, node)
+    if mask:
+        mask = _full_mask(graph, mask, query, key)
     inputs = [query, key, value, mask] if mask else [query, key, value]
     attributes = {"is_causal": int(params["is_causal"]), "scale": scale}
     if not params["aux"]:
@@ -128,26 +131,19 @@ def _onnx(graph: Any, node: Node, query: str, key: str, value: str, mask: str, l
     return names[0], names[3]
 
 
-def _full_mask(
-    graph: Any, mask: str, shape: tuple[Size, ...], query: str, key: str, node: Node
-) -> str:
+def _full_mask(graph: Any, mask: str, query: str, key: str) -> str:
     """Give the mask its full last two axes: ONNX Runtime broadcasts only those before them."""
-    q, k = node.required(0), node.required(1)
-    if shape[-2:] == (q.shape[2], k.shape[2]):
-        return mask
     sizes = [graph.node("Shape", name, start=2, end=3) for name in (query, key)]
     full: str = graph.node("Expand", mask, graph.node("Concat", *sizes, axis=0))
     return full
 
 
 def _function(node: Node) -> str:
-    query, key, (mask, lengths) = node.required(0), node.required(1), node.inputs[3:]
-    suffix = checks.mask_suffix(mask, lengths, is_causal=node.params["is_causal"])
+    query, key = node.required(0), node.required(1)
+    name = "ScaledDotProductAttention" + checks.variant(node)
     if query.shape[1] != key.shape[1]:
-        suffix += f"Heads{query.shape[1]}Of{key.shape[1]}"
-    if node.params["scale"] <= 0:
-        suffix += "NegativeScale"
-    return "ScaledDotProductAttention" + suffix + "".join(map(str.title, node.params["aux"]))
+        name += f"Heads{query.shape[1]}Of{key.shape[1]}"
+    return name + ("NegativeScale" if node.params["scale"] <= 0 else "")
 
 
 SDPA = Op(
@@ -159,6 +155,7 @@ SDPA = Op(
     function=_function,
     arguments=("query", "key", "value", "attn_mask", "kv_lengths"),
     attributes=("scale",),
+    optional=2,
 )
 
 
@@ -215,8 +212,9 @@ def scaled_dot_product_attention(
     ``"weights"`` is asked for. Entries of ``key`` and ``value`` that are masked for a query are not
     used for it, so a NaN there does not reach its output. The gradient is that of the formula in
     smaller operations, whose memory grows with T * S and where a masked NaN does spread.
-    In ONNX: the function ``pyattn::ScaledDotProductAttention...``, whose body is the operator
-    ``Attention`` at opset 23 and 24 and MatMul, Softmax, MatMul otherwise.
+    In ONNX: the function ``pyattn::ScaledDotProductAttention...``, whose body is MatMul, Softmax,
+    MatMul, or at opset 23 and 24 the operator ``Attention`` where ONNX Runtime's kernel computes
+    the same. There, too, a masked NaN spreads.
 
     References
     ----------
@@ -232,10 +230,9 @@ def scaled_dot_product_attention(
     >>> pa.scaled_dot_product_attention(q, k, v, is_causal=True).shape
     (2, 8, 5, 64)
     """
-    checks.require_arrays(
-        NAME, query=query, key=key, value=value, attn_mask=attn_mask, kv_lengths=kv_lengths
-    )
-    if is_causal not in (False, True, "top_left"):
+    optional = {"attn_mask": attn_mask, "kv_lengths": kv_lengths}
+    checks.require_arrays(NAME, optional, query=query, key=key, value=value)
+    if not isinstance(is_causal, bool) and is_causal != "top_left":
         raise ValueError(f'{NAME}: is_causal must be a bool or "top_left"; got {is_causal!r}')
     if scale is None:
         size = query.shape[-1] if query.ndim == 4 else 1

@@ -13,10 +13,10 @@ from typing import Any, Self, cast
 import numpy as np
 
 from pyattn.io import load
-from pyattn.nn import Embedding, LayerNorm, Linear, Module, TransformerEncoderLayer
+from pyattn.nn import Dropout, Embedding, LayerNorm, Linear, Module, TransformerEncoderLayer
 from pyattn.nn.transformer import Activation
 from pyattn.ops import arange_like, astype, expand_dims, getitem, take, tanh
-from pyattn.tensor import Array, Value
+from pyattn.tensor import Array, Value, rank_of
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,17 @@ class BertConfig:
             raise ValueError(f"{path}: is_decoder is true; Bert is an encoder")
         known = {field.name for field in fields(cls)}
         try:
-            return cls(**{key: value for key, value in given.items() if key in known})
+            config = cls(**{key: value for key, value in given.items() if key in known})
         except TypeError as error:
             raise ValueError(f"{path}: {error}") from None
+        for field in fields(cls):
+            value = getattr(config, field.name)
+            if not isinstance(value, _KINDS[str(field.type)]) or isinstance(value, bool):
+                raise ValueError(f"{path}: {field.name} must be {field.type}; got {value!r}")
+        return config
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str}
 
 
 def read_json(path: str | os.PathLike[str], kind: type = dict) -> Any:
@@ -77,6 +85,7 @@ class Bert(Module):
         self.position_embeddings = Embedding(config.max_position_embeddings, size, rng=rng)
         self.token_type_embeddings = Embedding(config.type_vocab_size, size, rng=rng)
         self.embeddings_norm = LayerNorm(size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.layers = [
             TransformerEncoderLayer(
                 size,
@@ -103,8 +112,14 @@ class Bert(Module):
 
         ``input_ids``, ``attention_mask`` (nonzero: a real token) and ``token_type_ids`` are
         ``(B, S)`` integers; without a mask every token is real, without types all are of type 0.
-        ``rng`` switches dropout on, for training.
+        ``rng`` switches dropout on, for training: of embeddings and of each layer's parts, not yet
+        of attention weights.
         """
+        for name, x in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+            if x is not None and x.shape != input_ids.shape:
+                raise ValueError(f"Bert: {name} must be {input_ids.shape}; got shape {x.shape}")
+        if rank_of("Bert", input_ids) != 2:
+            raise ValueError(f"Bert: input_ids must be (B, S); got shape {input_ids.shape}")
         positions = arange_like(input_ids, 1)
         length, limit = input_ids.shape[1], self.config.max_position_embeddings
         if isinstance(length, int) and length > limit:
@@ -118,7 +133,7 @@ class Bert(Module):
             + types
             + take(self.position_embeddings.weight, positions)
         )
-        x = self.embeddings_norm(x)
+        x = self.dropout(self.embeddings_norm(x), rng)
         mask = None
         if attention_mask is not None:
             mask = expand_dims(expand_dims(astype(attention_mask, np.bool_), 1), 1)

@@ -55,10 +55,11 @@ class SentenceEncoder(Module):
         limit = bert.config.max_position_embeddings
         self.bert = bert
         self.max_length = limit if max_length is None else max_length
-        if not 2 < self.max_length <= limit:
-            raise ValueError(f"SentenceEncoder: max_length must lie in 3..{limit}")
+        if not isinstance(self.max_length, int) or not 2 < self.max_length <= limit:
+            raise ValueError(
+                f"SentenceEncoder: max_length must lie in 3..{limit}; got {max_length!r}"
+            )
         self.pooling, self.normalize = pooling, normalize
-        tokenizer.enable_truncation(self.max_length)
         tokenizer.no_padding()
         self._tokenizer = tokenizer
 
@@ -76,8 +77,9 @@ class SentenceEncoder(Module):
             real = expand_dims(astype(astype(attention_mask, np.bool_), states.dtype), 2)
             vectors = divide(reduce_sum(states * real, 1), maximum(reduce_sum(real, 1), 1e-9))
         if self.normalize:
-            norm = sqrt(reduce_sum(vectors * vectors, -1, keepdims=True))
-            vectors = divide(vectors, maximum(norm, 1e-12))
+            # The floor is under the root: at zero the root's slope is infinite.
+            square = maximum(reduce_sum(vectors * vectors, -1, keepdims=True), 1e-24)
+            vectors = divide(vectors, sqrt(square))
         return {"sentence_embedding": vectors}
 
     def tokenize(self, sentences: Sequence[str]) -> dict[str, Array]:
@@ -106,9 +108,11 @@ class SentenceEncoder(Module):
         return result
 
     def _encodings(self, sentences: Sequence[str]) -> Any:
-        if isinstance(sentences, str) or not all(isinstance(s, str) for s in sentences):
+        listed = [sentences] if isinstance(sentences, str) else list(sentences)
+        if isinstance(sentences, str) or not all(isinstance(s, str) for s in listed):
             raise TypeError("SentenceEncoder: expected a sequence of strings")
-        return self._tokenizer.encode_batch(list(sentences))
+        self._tokenizer.enable_truncation(self.max_length)
+        return self._tokenizer.encode_batch(listed)
 
     def _pad(self, rows: list[list[int]]) -> dict[str, Array]:
         longest = max(map(len, rows), default=0)
@@ -127,6 +131,7 @@ class SentenceEncoder(Module):
 
     def companion_files(self) -> dict[str, bytes]:
         """Return the tokenizer as a file, to travel with an exported model."""
+        self._tokenizer.enable_truncation(self.max_length)
         return {"tokenizer.json": self._tokenizer.to_str().encode()}
 
     @classmethod
@@ -184,4 +189,4 @@ def _read_normalize(path: Path) -> bool:
     if not path.is_file():
         return True
     stages = read_json(path, list)
-    return any(str(dict(stage).get("type")).endswith(".Normalize") for stage in stages)
+    return any(isinstance(s, dict) and str(s.get("type")).endswith(".Normalize") for s in stages)

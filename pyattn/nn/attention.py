@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from pyattn.attention.luong import Score
 from pyattn.nn.layers import Linear
 from pyattn.nn.module import Module, uniform
 from pyattn.ops import concat, reshape, tanh, transpose
-from pyattn.tensor import Array, Value
+from pyattn.tensor import Array, Value, rank_of
 
 
 class MultiHeadAttention(Module):
@@ -58,8 +58,10 @@ class MultiHeadAttention(Module):
             )
         self.heads, self.kv_heads, self.head_size = heads, groups, size // heads
         self.query = Linear(size, size, bias=bias, rng=rng)
-        self.key = Linear(key_size or size, groups * self.head_size, bias=bias, rng=rng)
-        self.value = Linear(value_size or size, groups * self.head_size, bias=bias, rng=rng)
+        key_size = size if key_size is None else key_size
+        value_size = size if value_size is None else value_size
+        self.key = Linear(key_size, groups * self.head_size, bias=bias, rng=rng)
+        self.value = Linear(value_size, groups * self.head_size, bias=bias, rng=rng)
         self.output = Linear(size, size, bias=bias, rng=rng)
 
     def __call__(
@@ -78,6 +80,11 @@ class MultiHeadAttention(Module):
         The other arguments, and what ``aux`` returns behind the output ``(B, T, size)``, are those
         of :func:`pyattn.scaled_dot_product_attention`; a mask broadcasts to ``(B, H, T, S)``.
         """
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if rank_of(type(self).__name__, x) != 3:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be (B, length, size); got shape {x.shape}"
+                )
         result = scaled_dot_product_attention(
             self._split(self.query(query), self.heads),
             self._split(self.key(key), self.kv_heads),
@@ -88,7 +95,7 @@ class MultiHeadAttention(Module):
             aux=aux,
         )
         heads, *extra = result if isinstance(result, tuple) else (result,)
-        joined = reshape(transpose(heads, (0, 2, 1, 3)), (0, 0, -1))
+        joined = reshape(transpose(heads, (0, 2, 1, 3)), (0, 0, self.heads * self.head_size))
         return (self.output(joined), *extra) if extra else self.output(joined)
 
     def _split(self, x: Value, heads: int) -> Any:
@@ -201,7 +208,11 @@ class LuongAttention(Module):
         units: int | None = None,
         rng: np.random.Generator | None,
     ) -> None:
-        key_size = key_size or query_size
+        key_size = query_size if key_size is None else key_size
+        if score not in get_args(Score):
+            raise ValueError(
+                f"LuongAttention: score must be one of {get_args(Score)}; got {score!r}"
+            )
         if score == "dot" and query_size != key_size:
             raise ValueError(
                 'LuongAttention: score "dot" needs query_size equal to key_size; got '
@@ -213,7 +224,7 @@ class LuongAttention(Module):
         if score == "general":
             self.weight = uniform(rng, (query_size, key_size), key_size)
         elif score == "concat":
-            units = units or query_size
+            units = query_size if units is None else units
             self.weight = uniform(rng, (units, query_size + key_size), query_size + key_size)
             self.v = uniform(rng, (units,), units)
         self.output = Linear(key_size + query_size, query_size, bias=False, rng=rng)

@@ -43,6 +43,8 @@ class LayerNorm(Module):
     """Layer normalisation over the last axis (arXiv:1607.06450), with weight and bias."""
 
     def __init__(self, size: int, *, eps: float = 1e-5) -> None:
+        if not eps > 0:
+            raise ValueError(f"LayerNorm: eps must be positive; got {eps}")
         self.weight = np.ones(size, np.float32)
         self.bias = np.zeros(size, np.float32)
         self.eps = eps

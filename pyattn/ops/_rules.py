@@ -50,6 +50,20 @@ def same_dtypes(name: str, *specs: Spec) -> np.dtype[Any]:
     return first
 
 
+def require_numbers(name: str, *specs: Spec) -> np.dtype[Any]:
+    dtype = same_dtypes(name, *specs)
+    if dtype.kind not in "fiu":
+        raise TypeError(f"{join(name, *specs)}; expected numbers")
+    return dtype
+
+
+def require_bool(name: str, *specs: Spec) -> np.dtype[Any]:
+    dtype = same_dtypes(name, *specs)
+    if dtype != BOOL:
+        raise TypeError(f"{join(name, *specs)}; expected booleans")
+    return dtype
+
+
 def require_float(name: str, *specs: Spec) -> np.dtype[Any]:
     dtype = same_dtypes(name, *specs)
     if dtype not in (np.float32, np.float64):

@@ -13,7 +13,9 @@ from pyattn.ops._rules import (
     BOOL,
     broadcast,
     join,
+    require_bool,
     require_float,
+    require_numbers,
     same_dtypes,
     same_spec,
     standard,
@@ -55,12 +57,16 @@ _NEGATIVE = _unary("negative", np.negative, lambda x, _: np.full_like(x, -1), "N
 
 
 def _binary(
-    name: str, evaluate: Callable[[Array, Array], Array], partials: Callable[..., Any], onnx: str
+    name: str,
+    evaluate: Callable[[Array, Array], Array],
+    partials: Callable[..., Any],
+    onnx: str,
+    require: Callable[..., Any] = require_numbers,
 ) -> Op:
     """Make the Op of a function of two values; ``partials(g, x, y, out)`` gives both gradients."""
 
     def shape(x: Spec, y: Spec) -> Spec:
-        return Spec(broadcast(name, x.shape, y.shape), same_dtypes(name, x, y))
+        return Spec(broadcast(name, x.shape, y.shape), require(name, x, y))
 
     def vjp(
         _: Node, g: tuple[Array], inputs: tuple[Array, Array], out: tuple[Array]
@@ -76,13 +82,20 @@ def _binary(
 _ADD = _binary("add", np.add, lambda g, _x, _y, _: (g, g), "Add")
 _SUBTRACT = _binary("subtract", np.subtract, lambda g, _x, _y, _: (g, -g), "Sub")
 _MULTIPLY = _binary("multiply", np.multiply, lambda g, x, y, _: (g * y, g * x), "Mul")
-_DIVIDE = _binary("divide", np.divide, lambda g, _, y, out: (g / y, -g * out / y), "Div")
+_DIVIDE = _binary(
+    "divide", np.divide, lambda g, _, y, out: (g / y, -g * out / y), "Div", require_float
+)
 _MAXIMUM = _binary("maximum", np.maximum, lambda g, x, y, _: (g * (x >= y), g * (x < y)), "Max")
 
 
-def _comparison(name: str, evaluate: Callable[[Array, Array], Array], onnx: str) -> Op:
+def _comparison(
+    name: str,
+    evaluate: Callable[[Array, Array], Array],
+    onnx: str,
+    require: Callable[..., Any] = require_numbers,
+) -> Op:
     def shape(x: Spec, y: Spec) -> Spec:
-        same_dtypes(name, x, y)
+        require(name, x, y)
         return Spec(broadcast(name, x.shape, y.shape), BOOL)
 
     return Op(name, evaluate, shape, onnx=standard(onnx))
@@ -92,7 +105,7 @@ _EQUAL = _comparison("equal", np.equal, "Equal")
 _LESS = _comparison("less", np.less, "Less")
 _LESS_EQUAL = _comparison("less_equal", np.less_equal, "LessOrEqual")
 _GREATER = _comparison("greater", np.greater, "Greater")
-_LOGICAL_AND = _comparison("logical_and", np.logical_and, "And")
+_LOGICAL_AND = _comparison("logical_and", np.logical_and, "And", require_bool)
 
 
 def _power_shape(x: Spec, *, exponent: float) -> Spec:
@@ -103,6 +116,8 @@ def _power_shape(x: Spec, *, exponent: float) -> Spec:
 
 def _power_vjp(node: Node, g: tuple[Array], x: tuple[Array], _: tuple[Array]) -> tuple[Array]:
     exponent = node.params["exponent"]
+    if exponent == 0:
+        return (np.zeros_like(x[0]),)
     return (g[0] * exponent * x[0] ** (exponent - 1),)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from pyattn.ops._rules import INT64, join, normalize_axis
 from pyattn.ops.elementwise import astype, less, less_equal
 from pyattn.ops.shape import expand_dims
-from pyattn.tensor import Array, Dim, Node, Op, Spec, Value, apply
+from pyattn.tensor import Array, Dim, Node, Op, Spec, Value, apply, rank_of
 
 
 def _arange_like_shape(x: Spec, *, axis: int) -> Spec:
@@ -113,7 +113,9 @@ def take(table: Value, indices: Value) -> Any:
 
 def repeat(x: Value, repeats: int, axis: int) -> Any:
     """Return ``x`` with each entry of ``axis`` repeated ``repeats`` times in a row."""
-    return apply(_REPEAT, x, repeats=repeats, axis=normalize_axis("repeat", axis, x.ndim))
+    return apply(
+        _REPEAT, x, repeats=repeats, axis=normalize_axis("repeat", axis, rank_of("repeat", x))
+    )
 
 
 def length_mask(lengths: Value, key: Value, axis: int = -2) -> Any:

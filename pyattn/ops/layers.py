@@ -10,8 +10,7 @@ import numpy as np
 from pyattn import _core
 from pyattn.ops._rules import join, require_float, same_spec
 from pyattn.ops.elementwise import erf
-from pyattn.ops.reduce import mean
-from pyattn.tensor import Array, Node, Op, Spec, Tensor, TraceError, Value, apply
+from pyattn.tensor import Array, Node, Op, Spec, Tensor, TraceError, Value, apply, rank_of
 
 
 def _gelu_expand(x: Value) -> Any:
@@ -47,12 +46,6 @@ def _layer_norm_shape(x: Spec, weight: Spec, bias: Spec, *, eps: float) -> Spec:
     return x
 
 
-def _layer_norm_expand(x: Value, weight: Value, bias: Value, *, eps: float) -> Any:
-    centred = x - mean(x, -1, keepdims=True)
-    variance = mean(centred * centred, -1, keepdims=True)
-    return centred / (variance + eps) ** 0.5 * weight + bias
-
-
 def _layer_norm_vjp(
     node: Node, g: tuple[Array], inputs: tuple[Array, Array, Array], _: tuple[Array]
 ) -> tuple[Array, Array, Array]:
@@ -76,7 +69,6 @@ _LAYER_NORM = Op(
     lambda graph, node, *names: graph.node(
         "LayerNormalization", *names, axis=-1, epsilon=node.params["eps"]
     ),
-    _layer_norm_expand,
 )
 
 
@@ -98,6 +90,7 @@ def dropout(x: Value, p: float, rng: np.random.Generator | None) -> Any:
 
     Without a generator, or with ``p`` 0, ``x`` comes back as it is: that is inference.
     """
+    rank_of("dropout", x)
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must lie in [0, 1); got {p}")
     if rng is None or p == 0:

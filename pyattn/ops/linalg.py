@@ -79,7 +79,7 @@ def _linear_onnx(graph: Any, node: Node, x: str, weight: str, bias: str) -> str:
     return graph.node("Add", product, bias) if bias else product
 
 
-_LINEAR = Op("linear", _linear_eval, _linear_shape, _linear_vjp, _linear_onnx)
+_LINEAR = Op("linear", _linear_eval, _linear_shape, _linear_vjp, _linear_onnx, optional=1)
 
 
 def linear(x: Value, weight: Value, bias: Value | None = None) -> Any:

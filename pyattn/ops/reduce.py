@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pyattn import _core
-from pyattn.ops._rules import normalize_axis, same_spec
-from pyattn.tensor import Array, Node, Op, Size, Spec, Value, apply
+from pyattn.ops._rules import normalize_axis, require_float, require_numbers, same_spec
+from pyattn.tensor import Array, Node, Op, Size, Spec, Value, apply, rank_of
 
 Axes = tuple[int, ...]
 
@@ -19,10 +19,12 @@ def _reduction(
     evaluate: Callable[..., Array],
     derivative: Callable[[Array, Array, Array, Axes], Array],
     onnx: str,
+    require: Callable[..., Any] = require_numbers,
 ) -> Op:
     """Make a reduction's Op; ``derivative(g, x, y, axes)`` sees kept axes of size 1."""
 
     def shape(x: Spec, *, axes: Axes, keepdims: bool) -> Spec:
+        require(name, x)
         sizes: list[Size] = []
         for axis, size in enumerate(x.shape):
             if axis not in axes:
@@ -37,12 +39,13 @@ def _reduction(
         return (derivative(g[0].reshape(kept), x[0], y[0].reshape(kept), axes),)
 
     def rule(graph: Any, node: Node, x: str) -> Any:
-        axes, keepdims = node.params["axes"], int(node.params["keepdims"])
-        return graph.node(onnx, x, graph.constant(np.array(axes, np.int64)), keepdims=keepdims)
+        axes = graph.constant(np.array(node.params["axes"], np.int64))
+        keepdims = int(node.params["keepdims"])
+        return graph.node(onnx, x, axes, keepdims=keepdims, noop_with_empty_axes=1)
 
     return Op(
         name,
-        lambda x, axes, keepdims: np.asarray(evaluate(x, axis=axes, keepdims=keepdims)),
+        lambda x, axes, keepdims: evaluate(x, axis=axes, keepdims=keepdims),
         shape,
         vjp,
         rule,
@@ -55,8 +58,18 @@ def _max_derivative(g: Array, x: Array, y: Array, axes: Axes) -> Array:
     return share
 
 
-_SUM = _reduction("sum", np.sum, lambda g, x, _, __: np.broadcast_to(g, x.shape), "ReduceSum")
-_MAX = _reduction("max", np.max, _max_derivative, "ReduceMax")
+def _sum(x: Array, axis: Axes, keepdims: bool) -> Array:
+    # NumPy would widen small integers, ONNX does not.
+    return np.asarray(np.sum(x, axis=axis, keepdims=keepdims, dtype=x.dtype))
+
+
+def _max(x: Array, axis: Axes, keepdims: bool) -> Array:
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    return np.asarray(np.max(x, axis=axis, keepdims=keepdims, initial=lowest))
+
+
+_SUM = _reduction("sum", _sum, lambda g, x, _, __: np.broadcast_to(g, x.shape), "ReduceSum")
+_MAX = _reduction("max", _max, _max_derivative, "ReduceMax")
 
 
 def _mean_derivative(g: Array, x: Array, _: Array, axes: Axes) -> Array:
@@ -64,7 +77,7 @@ def _mean_derivative(g: Array, x: Array, _: Array, axes: Axes) -> Array:
     return np.broadcast_to(g / count, x.shape)
 
 
-_MEAN = _reduction("mean", np.mean, _mean_derivative, "ReduceMean")
+_MEAN = _reduction("mean", np.mean, _mean_derivative, "ReduceMean", require_float)
 
 
 def _softmax_vjp(_: Node, g: tuple[Array], __: tuple[Array], y: tuple[Array]) -> tuple[Array]:
@@ -81,10 +94,14 @@ _SOFTMAX = Op(
 
 
 def _axes(name: str, x: Value, axis: int | Sequence[int] | None) -> Axes:
+    rank = rank_of(name, x)
     if axis is None:
-        return tuple(range(x.ndim))
-    listed = (axis,) if isinstance(axis, int) else tuple(axis)
-    return tuple(sorted(normalize_axis(name, a, x.ndim) for a in listed))
+        return tuple(range(rank))
+    listed = (axis,) if isinstance(axis, (int, np.integer)) else tuple(axis)
+    axes = tuple(sorted(normalize_axis(name, int(a), rank) for a in listed))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{name}: axis {axis} names one axis twice")
+    return axes
 
 
 def sum(x: Value, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Any:
@@ -98,7 +115,10 @@ def mean(x: Value, axis: int | Sequence[int] | None = None, *, keepdims: bool = 
 
 
 def max(x: Value, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Any:
-    """Return the largest entry over the given axes; equal entries share the gradient."""
+    """Return the largest entry over the given axes, -inf where there is none.
+
+    Equal entries share the gradient.
+    """
     return apply(_MAX, x, axes=_axes("max", x, axis), keepdims=keepdims)
 
 

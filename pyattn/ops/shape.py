@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyattn.ops._rules import join, normalize_axis, same_dtypes
-from pyattn.tensor import Array, Dim, Node, Op, Size, Spec, Value, apply
+from pyattn.tensor import Array, Dim, Node, Op, Size, Spec, Value, apply, rank_of
 
 
 def _reshaped(shape: tuple[Size, ...], target: tuple[int, ...]) -> tuple[Size, ...]:
@@ -108,21 +108,24 @@ _CONCAT = Op(
 )
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _index_items(x: Spec, index: tuple[Any, ...]) -> list[int | slice]:
     """Expand an index of integers, slices and one ellipsis to one item for each axis."""
-    if index.count(Ellipsis) > 1:
-        raise IndexError("getitem: more than one ellipsis")
-    if Ellipsis not in index:
+    if not any(item is Ellipsis for item in index):
         index = (*index, Ellipsis)
-    at, missing = index.index(Ellipsis), x.ndim - len(index) + 1
+    at = next(i for i, item in enumerate(index) if item is Ellipsis)
+    missing = x.ndim - len(index) + 1
     if missing < 0:
         raise IndexError(f"getitem: {len(index) - 1} indices for {x}")
     items = [*index[:at], *[slice(None)] * missing, *index[at + 1 :]]
     for item in items:
-        parts = (item.start, item.stop, item.step) if isinstance(item, slice) else (item,)
-        if not all(p is None or isinstance(p, (int, np.integer)) for p in parts) or (
-            isinstance(item, slice) and item.step not in (None, 1)
-        ):
+        sliced = isinstance(item, slice)
+        parts = (item.start, item.stop, item.step) if sliced else (item,)
+        known = all((p is None and sliced) or _is_integer(p) for p in parts)
+        if not known or (sliced and item.step not in (None, 1)):
             raise IndexError(f"getitem: expected integers and slices of step 1; got {item!r}")
     return items
 
@@ -180,19 +183,25 @@ def reshape(x: Value, target: Sequence[int]) -> Any:
 
 def transpose(x: Value, axes: Sequence[int]) -> Any:
     """Return ``x`` with its axes in the given order."""
-    return apply(_TRANSPOSE, x, axes=tuple(normalize_axis("transpose", a, x.ndim) for a in axes))
+    rank = rank_of("transpose", x)
+    return apply(_TRANSPOSE, x, axes=tuple(normalize_axis("transpose", a, rank) for a in axes))
 
 
 def expand_dims(x: Value, axis: int) -> Any:
     """Return ``x`` with a new axis of size 1 at ``axis`` of the result."""
-    return apply(_EXPAND_DIMS, x, axis=normalize_axis("expand_dims", axis, x.ndim + 1))
+    return apply(
+        _EXPAND_DIMS, x, axis=normalize_axis("expand_dims", axis, rank_of("expand_dims", x) + 1)
+    )
 
 
 def concat(values: Sequence[Value], axis: int) -> Any:
     """Return the values joined along ``axis``."""
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"concat: expected a list or tuple; got {type(values).__name__}")
     if not values:
         raise ValueError("concat: expected one value or more; got none")
-    return apply(_CONCAT, *values, axis=normalize_axis("concat", axis, values[0].ndim))
+    rank = rank_of("concat", values[0])
+    return apply(_CONCAT, *values, axis=normalize_axis("concat", axis, rank))
 
 
 def getitem(x: Value, index: Any) -> Any:

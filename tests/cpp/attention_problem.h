@@ -199,8 +199,7 @@ struct Problem {
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() &&
-         std::equal(a.begin(), a.end(), b.begin(), [](T x, T y) {
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](T x, T y) {
            return x == y || (std::isnan(x) && std::isnan(y));
          });
 }

@@ -47,22 +47,22 @@ inline int run_all() {
 
 }  // namespace check
 
-#define TEST(name)                                           \
-  static void test_##name();                                 \
+#define TEST(name)                                                  \
+  static void test_##name();                                        \
   static const check::Register register_##name(#name, test_##name); \
   static void test_##name()
 
 #define CHECK(condition) \
   ((condition) ? static_cast<void>(0) : check::fail(__FILE__, __LINE__, #condition))
 
-#define CHECK_THROWS(expression, type)                              \
-  do {                                                              \
-    bool thrown = false;                                            \
-    try {                                                           \
-      expression;                                                   \
-    } catch (const type&) {                                         \
-      thrown = true;                                                \
-    }                                                               \
+#define CHECK_THROWS(expression, type)                                                 \
+  do {                                                                                 \
+    bool thrown = false;                                                               \
+    try {                                                                              \
+      expression;                                                                      \
+    } catch (const type&) {                                                            \
+      thrown = true;                                                                   \
+    }                                                                                  \
     if (!thrown) check::fail(__FILE__, __LINE__, #expression " did not throw " #type); \
   } while (false)
 

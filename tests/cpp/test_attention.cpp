@@ -7,7 +7,7 @@ namespace pyattn::testing {
 namespace {
 
 // Edges of registers, panels, blocks and tiles.
-constexpr std::int64_t kSizes[] = {1,  2,  3,  7,  8,  9,  15, 16,  17,
+constexpr std::int64_t kSizes[] = {1,  2,  3,  7,  8,  9,  15,  16,  17,
                                    31, 32, 33, 63, 64, 65, 127, 128, 129};
 
 std::int64_t pick(std::mt19937& random) { return kSizes[random() % std::size(kSizes)]; }
@@ -38,13 +38,14 @@ void compare_random(Mechanism mechanism, double size, double tolerance, int roun
     for (int round = 0; round < rounds; ++round) {
       const std::int64_t groups = 1 + static_cast<std::int64_t>(random() % 2);
       const bool single = mechanism == Mechanism::additive;
-      const Shape shape{.batch = 1 + static_cast<std::int64_t>(random() % 2),
-                        .heads = single ? 1 : groups * (1 + static_cast<std::int64_t>(random() % 3)),
-                        .groups = single ? 1 : groups,
-                        .rows = pick(random),
-                        .keys = pick(random),
-                        .depth = pick(random),
-                        .columns = pick(random)};
+      const Shape shape{
+          .batch = 1 + static_cast<std::int64_t>(random() % 2),
+          .heads = single ? 1 : groups * (1 + static_cast<std::int64_t>(random() % 3)),
+          .groups = single ? 1 : groups,
+          .rows = pick(random),
+          .keys = pick(random),
+          .depth = pick(random),
+          .columns = pick(random)};
       const Problem<T> problem(mechanism, shape, static_cast<MaskUse>(round % 4), round % 3 == 1,
                                round % 5 == 2, size, random);
       check::context = isa + " " + shape.text() + " round " + std::to_string(round);
@@ -61,48 +62,82 @@ TEST(additive_double) { compare_random<double>(Mechanism::additive, 1, 1e-13, 30
 TEST(additive_wide) { compare_random<float>(Mechanism::additive, 8, 1e-5, 30); }
 TEST(additive_huge) { compare_random<float>(Mechanism::additive, 1e4, 1e-5, 30); }
 
-// For query i, key j: what is stored in a masked key or value cannot reach the output, and a NaN in
-// an allowed one does.
-void check_poison(Mechanism mechanism, MaskUse mask, bool causal, float poison) {
-  std::mt19937 random(2);
-  const bool single = mechanism == Mechanism::additive;
-  const Shape shape{.batch = 2, .heads = single ? 1 : 4, .groups = single ? 1 : 2, .rows = 70,
-                    .keys = 131, .depth = 19, .columns = 21};
-  Problem<float> problem(mechanism, shape, mask, causal, true, 1, random);
-  const Answer<float> clean = problem.run();
-  const std::int64_t j = 40;
-  for (std::int64_t bg = 0; bg < shape.batch * shape.groups; ++bg) {
-    const std::int64_t row = bg * shape.keys + j;
-    problem.key[static_cast<std::size_t>(row * shape.depth + 3)] = poison;
-    for (const std::int64_t e : {std::int64_t{0}, shape.columns - 1}) {
-      problem.value[static_cast<std::size_t>(row * shape.columns + e)] = poison;
+// Poison goes into the first and last column of value row `key` and, unless values_only, into the
+// key itself.
+struct Poison {
+  float value;
+  bool values_only;
+};
+
+constexpr std::int64_t kPoisonedKey = 40;
+
+void apply(const Poison& poison, Problem<float>& problem) {
+  const Shape& s = problem.shape;
+  for (std::int64_t bg = 0; bg < s.batch * s.groups; ++bg) {
+    const std::int64_t row = bg * s.keys + kPoisonedKey;
+    problem.value[static_cast<std::size_t>(row * s.columns)] = poison.value;
+    problem.value[static_cast<std::size_t>((row + 1) * s.columns - 1)] = poison.value;
+    if (!poison.values_only) {
+      problem.key[static_cast<std::size_t>(row * s.depth + 3)] = poison.value;
     }
   }
+}
+
+// What is stored in a masked key or value changes no bit of the output; a NaN in an allowed one
+// reaches it, and only where it should.
+void check_poison(Mechanism mechanism, MaskUse mask, bool causal, const Poison& poison,
+                  std::int64_t rows) {
+  std::mt19937 random(static_cast<unsigned>(rows));
+  const bool single = mechanism == Mechanism::additive;
+  const Shape shape{.batch = 8,
+                    .heads = single ? 1 : 4,
+                    .groups = single ? 1 : 2,
+                    .rows = rows,
+                    .keys = 131,
+                    .depth = 19,
+                    .columns = 21};
+  Problem<float> problem(mechanism, shape, mask, causal, true, 1, random);
+  const Answer<float> clean = problem.run();
+  apply(poison, problem);
   const Answer<float> got = problem.run();
   for (std::int64_t r = 0; r < shape.batch * shape.heads * shape.rows; ++r) {
-    const std::int64_t i = r % shape.rows;
     const std::int64_t h = r / shape.rows % shape.heads;
-    const bool reached = problem.allowed(r / shape.rows / shape.heads, h, i, j);
-    const auto at = static_cast<std::size_t>(r * shape.columns);
-    for (std::size_t e = 0; e < static_cast<std::size_t>(shape.columns); ++e) {
-      if (!reached) CHECK(got.out[at + e] == clean.out[at + e]);
-      if (reached && std::isnan(poison)) CHECK(std::isnan(got.out[at + e]));
+    const std::int64_t b = r / shape.rows / shape.heads;
+    const bool reached = problem.allowed(b, h, r % shape.rows, kPoisonedKey);
+    for (std::int64_t e = 0; e < shape.columns; ++e) {
+      const auto at = static_cast<std::size_t>(r * shape.columns + e);
+      const bool in_value = e == 0 || e == shape.columns - 1;
+      if (!reached) {
+        CHECK(got.out[at] == clean.out[at]);
+      } else if (std::isnan(poison.value) && (in_value || !poison.values_only)) {
+        CHECK(std::isnan(got.out[at]));
+      } else if (poison.values_only && in_value) {
+        CHECK(!(std::abs(got.out[at]) < 1e3F));
+      } else if (poison.values_only) {
+        CHECK(std::abs(got.out[at] - clean.out[at]) < 1e-5F);
+      }
     }
-    if (!reached) CHECK(got.lse[static_cast<std::size_t>(r)] == clean.lse[static_cast<std::size_t>(r)]);
+    const auto row = static_cast<std::size_t>(r);
+    if (!reached) CHECK(got.lse[row] == clean.lse[row]);
   }
 }
 
 TEST(masked_entries_are_never_read) {
-  for_each_isa([](const std::string& isa) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const Poison poisons[] = {
+      {kNan, false}, {kNan, true}, {kInf, false}, {-kInf, true}, {-3e38F, false}};
+  for_each_isa([&](const std::string& isa) {
     for (const Mechanism mechanism : {Mechanism::sdpa, Mechanism::additive}) {
       for (const MaskUse mask :
            {MaskUse::none, MaskUse::boolean, MaskUse::additive, MaskUse::keys_only}) {
-        for (const float poison : {std::numeric_limits<float>::quiet_NaN(),
-                                   std::numeric_limits<float>::infinity(), -3e38F}) {
-          check::context = isa + " mask " + std::to_string(static_cast<int>(mask)) + " poison " +
-                           std::to_string(poison);
-          check_poison(mechanism, mask, true, poison);
-          check_poison(mechanism, mask, false, poison);
+        for (const Poison& poison : poisons) {
+          for (const std::int64_t rows : {1, 2, 3, 70}) {
+            check::context = isa + " mask " + std::to_string(static_cast<int>(mask)) + " poison " +
+                             std::to_string(poison.value) + " rows " + std::to_string(rows);
+            check_poison(mechanism, mask, true, poison, rows);
+            check_poison(mechanism, mask, false, poison, rows);
+          }
         }
       }
     }
@@ -113,8 +148,8 @@ TEST(rows_without_an_allowed_key_are_zero) {
   for_each_isa([](const std::string& isa) {
     check::context = isa;
     std::mt19937 random(3);
-    const Shape shape{.batch = 1, .heads = 2, .groups = 1, .rows = 33, .keys = 65, .depth = 8,
-                      .columns = 9};
+    const Shape shape{
+        .batch = 1, .heads = 2, .groups = 1, .rows = 33, .keys = 65, .depth = 8, .columns = 9};
     for (const MaskUse mask : {MaskUse::boolean, MaskUse::additive}) {
       Problem<float> problem(Mechanism::sdpa, shape, mask, false, false, 1, random);
       const std::size_t row = 5 * 65;
@@ -166,8 +201,8 @@ TEST(strides) {
   for_each_isa([](const std::string& isa) {
     check::context = isa;
     std::mt19937 random(6);
-    const Shape shape{.batch = 1, .heads = 2, .groups = 2, .rows = 37, .keys = 67, .depth = 19,
-                      .columns = 21};
+    const Shape shape{
+        .batch = 1, .heads = 2, .groups = 2, .rows = 37, .keys = 67, .depth = 19, .columns = 21};
     const Problem<float> problem(Mechanism::sdpa, shape, MaskUse::boolean, false, false, 1, random);
     AttentionParams<float> params = problem.params();
     std::vector<std::vector<float>> copies;
@@ -199,8 +234,13 @@ TEST(results_depend_on_neither_threads_nor_batch) {
     std::mt19937 random(7);
     for (const Mechanism mechanism : {Mechanism::sdpa, Mechanism::additive}) {
       const bool single = mechanism == Mechanism::additive;
-      const Shape shape{.batch = 5, .heads = single ? 1 : 6, .groups = single ? 1 : 2, .rows = 97,
-                        .keys = 133, .depth = 20, .columns = 13};
+      const Shape shape{.batch = 5,
+                        .heads = single ? 1 : 6,
+                        .groups = single ? 1 : 2,
+                        .rows = 97,
+                        .keys = 133,
+                        .depth = 20,
+                        .columns = 13};
       const Problem<float> problem(mechanism, shape, MaskUse::boolean, true, true, 1, random);
       check::context = isa;
       set_threads(1);

@@ -34,7 +34,8 @@ template <class Body>
 void for_each_isa_and_length(Body body) {
   for (const std::string& name : available_isas()) {
     set_isa(name);
-    for (const std::int64_t length : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129, 5000}) {
+    for (const std::int64_t length :
+         {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129, 5000}) {
       check::context = name + " length " + std::to_string(length);
       body(length);
     }
