@@ -1,9 +1,9 @@
-"""Kernels of pyattn on NumPy arrays, without the friendly checks of the public functions.
+"""The compiled core.
 
 Every array is a ``numpy.ndarray`` of float32 or float64, of any strides, and is neither cast nor
-copied. A wrong dtype is a ``TypeError``, a wrong shape a ``ValueError``. Results are new arrays in C
-order. The interpreter lock is released while a kernel runs. Results do not depend on the number of
-threads nor on the other entries of the batch.
+copied. A wrong dtype is a ``TypeError``, a wrong shape a ``ValueError``. Results are new arrays in
+C order. The interpreter lock is released while a kernel runs. Results do not depend on the number
+of threads nor on the other entries of the batch.
 """
 
 from typing import TypedDict, TypeVar
