@@ -12,7 +12,7 @@ constexpr std::size_t kKeep = std::size_t{64} << 20;
 
 struct Release {
   void operator()(std::byte* memory) const {
-    ::operator delete (memory, std::align_val_t{kAlignment});
+    ::operator delete(memory, std::align_val_t{kAlignment});
   }
 };
 
@@ -31,7 +31,7 @@ std::byte* thread_scratch(std::size_t bytes) {
     scratch.memory.reset();
     scratch.bytes = 0;
     scratch.memory.reset(
-        static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kAlignment})));
+        static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kAlignment})));
     scratch.bytes = bytes;
   }
   return scratch.memory.get();

@@ -14,7 +14,7 @@ namespace pyattn {
 namespace {
 
 template <class V>
-constexpr int kPanel = V::kVecs* V::kLanes;
+constexpr int kPanel = V::kVecs * V::kLanes;
 
 // Rows that will be read soon. A kernel touches a few of them between two groups of its own rows,
 // so that the requests for memory spread over the arithmetic; asked for all at once they would fill
