@@ -49,14 +49,17 @@ test: test-cpp test-python  ## run the whole test suite
 test-python: $(VENV)/installed
 	$(BIN)/python -m pytest
 
+configure = $(BIN)/cmake --preset $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+
 test-cpp: $(VENV)/installed
-	$(BIN)/cmake --preset dev
+	$(call configure,dev)
 	$(BIN)/cmake --build --preset dev
 	$(BIN)/ctest --preset dev
 
 sanitize: $(VENV)/installed  ## run the C++ tests under the address, undefined and thread sanitizers
 	for preset in asan-ubsan tsan; do \
-	  $(BIN)/cmake --preset $$preset && $(BIN)/cmake --build --preset $$preset && \
+	  $(call configure,$$preset) && $(BIN)/cmake --build --preset $$preset && \
 	  $(BIN)/ctest --preset $$preset || exit 1; done
 
 $(PEERS)/installed: $(VENV)/installed
