@@ -49,7 +49,7 @@ test: test-cpp test-python  ## run the whole test suite
 test-python: $(VENV)/installed
 	$(BIN)/python -m pytest
 
-configure = $(BIN)/cmake --preset $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+configure = $(BIN)/cmake --preset $(1) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
   -DPython_EXECUTABLE=$(abspath $(BIN)/python) -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 
 test-cpp: $(VENV)/installed
