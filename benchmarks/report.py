@@ -53,6 +53,25 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
+# What a case is about: the first of these that was timed.
+OURS = ("pyattn.export in onnxruntime", "pyattn")
+
+
+def summary(results: Results) -> str:
+    """Markdown for the README: our time in each case, and the others' as a multiple of it."""
+    lines = ["| case | pyattn, ms | the others take, times as long |", "| --- | ---: | --- |"]
+    for case, group in groupby(results["rows"], key=lambda row: row["case"]):
+        timed = {row["contender"]: row["median"] for row in group if row["median"]}
+        name = next((name for name in OURS if name in timed), None)
+        if name is None:
+            continue
+        ours = timed.pop(name)
+        others = sorted(timed.items(), key=lambda item: item[1])
+        multiples = ", ".join(f"{other} {median / ours:.2f}" for other, median in others)
+        lines.append(f"| {case} | {_ms(ours)} | {multiples} |")
+    return "\n".join(lines)
+
+
 def _line(row: dict[str, Any], fastest: float, limits: dict[str, Any]) -> str:
     start = f"| {row['case']} | {row['contender']} "
     if row["status"] != "ok":

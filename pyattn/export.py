@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyattn import runtime
+from pyattn.extras import needs
 from pyattn.grad import Parametrized
 from pyattn.io import atomic_write
 from pyattn.onnx_graph import DOMAIN, Graph, Shared
@@ -132,6 +133,7 @@ def export(
     OSError
         When the file cannot be written.
     """
+    needs("onnx", "onnx")
     import onnx
 
     newest = onnx.defs.onnx_opset_version()

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from pyattn.extras import needs
 from pyattn.tensor import Array
 
 
@@ -44,6 +45,7 @@ def save(values: Mapping[str, Array] | Any, path: str | os.PathLike[str]) -> Non
     Raises TypeError for a dtype that the format does not have, and OSError where the file cannot
     be written; a file that was there stays as it was.
     """
+    needs("safetensors", "models")
     from safetensors import SafetensorError
     from safetensors.numpy import save as to_bytes
 
@@ -73,6 +75,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Array]:
     ValueError
         When it is not a complete safetensors file, or holds a dtype that NumPy does not have.
     """
+    needs("safetensors", "models")
     import ml_dtypes  # noqa: F401 -- gives NumPy the dtype bfloat16
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

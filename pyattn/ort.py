@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pyattn import runtime
+from pyattn.extras import needs
 
 if TYPE_CHECKING:
     import onnx
@@ -21,6 +22,7 @@ def session(
     container's limit; ONNX Runtime by itself heeds neither. The memory arena grows by what is
     asked for, because sequence lengths differ from call to call.
     """
+    needs("onnxruntime", "onnx")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import report
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -30,6 +32,12 @@ def test_links_within_the_project(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_figures_of_the_readme_are_those_of_the_newest_results() -> None:
+    newest = max((ROOT / "benchmarks" / "results").glob("sdpa-additive-minilm-*.json"))
+    table = report.summary(report.read(newest))
+    assert table in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_make_targets_that_pages_name_exist() -> None:

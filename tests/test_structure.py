@@ -22,7 +22,7 @@ PACKAGE = ROOT / "pyattn"
 
 # A module may import modules of its own layer and of earlier ones.
 LAYERS = [
-    {"_core"},
+    {"_core", "extras"},
     {"tensor"},
     {"ops", "runtime"},
     {"grad", "io", "onnx_graph", "ort"},

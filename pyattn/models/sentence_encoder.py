@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from pyattn.export import Input
+from pyattn.extras import needs
 from pyattn.models.bert import Bert, read_json
 from pyattn.nn import Module
 from pyattn.ops import astype, divide, expand_dims, getitem, maximum, sqrt
@@ -100,6 +101,7 @@ class SentenceEncoder(Module):
         result = np.empty((len(ids), self.bert.config.hidden_size), np.float32)
         batches: Any = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         if progress:
+            needs("tqdm", "models")
             from tqdm import tqdm
 
             batches = tqdm(batches, unit="batch")
@@ -162,6 +164,7 @@ class SentenceEncoder(Module):
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
+    needs("tokenizers", "models")
     from tokenizers import Tokenizer
 
     text = path.read_text("utf-8")
