@@ -148,8 +148,9 @@ def additive_attention(
     Notes
     -----
     No ``(B, T, S, A)`` array is made: memory grows with T + S. In float32 a score is within
-    ``6e-7 * sum(|v|)`` of the exact one for queries and keys of any size. The gradient, and the ONNX function
-    ``pyattn::AdditiveAttention...``, are the formula in smaller operations and do make it.
+    ``6e-7 * sum(|v|)`` of the exact one, measured for queries and keys up to 1e4. The gradient, and
+    the ONNX function ``pyattn::AdditiveAttention...``, are the formula in smaller operations and do
+    make that array.
 
     References
     ----------
