@@ -11,5 +11,5 @@ def needs(module: str, extra: str) -> None:
         import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"this needs {error.name}: pip install 'pyattn[{extra}]'", name=error.name
+            f"this needs {error.name}, which the extra pyattn[{extra}] brings", name=error.name
         ) from None

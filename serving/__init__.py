@@ -10,7 +10,7 @@ try:
     from .settings import Settings
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"the server needs {error.name}; install it with: pip install 'pyattn[serve]'",
+        f"the server needs {error.name}, which the extra pyattn[serve] brings",
         name=error.name,
     ) from error
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tritonclient.http as tritonhttp
 
 from .process import ServerProcess
-
-tritonhttp = pytest.importorskip("tritonclient.http")
 
 
 @pytest.fixture(scope="module")
