@@ -18,6 +18,7 @@ from .settings import Settings
 
 PROGRAM = "pyattn-serve"
 _BACKLOG = 2048
+_MOST_THREADS = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +84,7 @@ def _bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that DNS cannot hold
         raise _address_error(host, port, error) from error
     try:
         # Lets a new server take the port while old connections time out; a port that something
@@ -96,8 +97,9 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _address_error(host: str, port: int, error: OSError) -> _AddressError:
-    return _AddressError(f"cannot listen on {host} port {port}: {error.strerror}")
+def _address_error(host: str, port: int, error: Exception) -> _AddressError:
+    reason = getattr(error, "strerror", None) or error
+    return _AddressError(f"cannot listen on {host} port {port}: {reason}")
 
 
 def _announcement(application: Application, listener: socket.socket) -> Callable[[], None]:
@@ -126,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
     add(
         "--threads",
-        type=_positive,
+        type=_threads,
         help="threads of ONNX Runtime for one inference (default: the processors allowed)",
     )
     add(
@@ -167,21 +169,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
+    if not (text.isdecimal() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text} is not a port")
-    return port
+    return int(text)
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if _positive(text) > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {_MOST_THREADS}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < 1e9:
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return seconds

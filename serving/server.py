@@ -41,6 +41,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # else a client could write the address in the log
         )
         super().__init__(config)
         self.cut_off = 0

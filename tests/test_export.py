@@ -201,6 +201,14 @@ def test_names_that_clash_are_told_apart(x: Any) -> None:
         pa.export(lambda x: {"x": x + 1.0}, {"x": x})
 
 
+@pytest.mark.parametrize("index", [-1, 5])
+def test_an_index_outside_the_table_is_refused_in_onnx_too(index: int, rng: Any) -> None:
+    table = nn.Embedding(5, 2, rng=rng)
+    run = session(pa.export(table, {"indices": pa.Input(np.array([1, 2]), ("n",))}))
+    with pytest.raises(Exception, match="out of data bounds"):
+        run.run(None, {"indices": np.array([index])})
+
+
 def test_large_results_are_compared_by_their_size(rng: Any) -> None:
     a = (1e5 * rng.standard_normal((4, 64))).astype(np.float32)
     b = rng.standard_normal((64, 4)).astype(np.float32)

@@ -61,12 +61,22 @@ def _take_vjp(
     return gradient, None
 
 
+def _take_onnx(graph: Any, node: Node, table: str, indices: str) -> Any:
+    # Gather counts negative indices from the end; here they are outside, and are sent there.
+    rows, dtype = node.required(0).shape[0], node.required(1).dtype
+    if not isinstance(rows, Dim):
+        negative = graph.node("Less", indices, graph.constant(np.array(0, dtype)))
+        outside = graph.constant(np.array(rows, dtype))
+        indices = graph.node("Where", negative, outside, indices)
+    return graph.node("Gather", table, indices, axis=0)
+
+
 _TAKE = Op(
     "take",
     _take_eval,
     _take_shape,
     _take_vjp,
-    lambda graph, _, table, indices: graph.node("Gather", table, indices, axis=0),
+    _take_onnx,
 )
 
 

@@ -126,3 +126,6 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]
     finally:
         gone.cancel()
         answer.cancel()
+        # The task, its exception and this frame refer to each other: without this the body of a
+        # refused request would stay in memory until the garbage collector runs.
+        del answer, gone

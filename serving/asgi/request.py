@@ -28,8 +28,6 @@ class Request:
         raw = _raw_path(scope)
         self.path = raw.decode("ascii", errors="backslashreplace")
         self.segments = [unquote(part, errors="replace") for part in self.path.split("/")[1:]]
-        client = scope.get("client")
-        self.client = str(client[0]) if client else "-"
         self._headers: list[tuple[bytes, bytes]] = list(scope["headers"])
         self._receive = receive
         self.body_read = not (

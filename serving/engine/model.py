@@ -97,7 +97,7 @@ class Model:
             else:
                 arrays = self._session.run(list(outputs), dict(feeds), options)
         except (*ORT_ERRORS, UnicodeDecodeError) as error:
-            raise translate(error) from error
+            raise translate(error, feeds) from error
         if any(array is None for array in arrays):
             raise InferenceError("the model left an optional output empty")
         return [np.asarray(array) for array in arrays]

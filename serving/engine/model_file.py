@@ -14,6 +14,7 @@ of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 from __future__ import annotations
 
 import mmap
+import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,10 +68,10 @@ class ModelFile:
 
 def inspect(path: Path) -> ModelFile:
     """Read and check a model file; raises `ModelError` when it must not be loaded."""
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
-        raise ModelError(f"model file {path} {kind}")
     try:
+        if not path.is_file():
+            there = "is not a regular file" if os.path.lexists(path) else "does not exist"
+            raise ModelError(f"model file {path} {'is a folder' if path.is_dir() else there}")
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 raise ModelError(f"model file {path} is empty")

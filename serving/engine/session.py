@@ -13,7 +13,9 @@ The choices, and what they did on a two-core machine with a model of six attenti
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -48,6 +50,7 @@ _OPERAND_MISMATCH = (
     "dimension mismatch",
     "dimensions must match",
     "cannot be reshaped to the requested shape",
+    "must be greater than 0",
 )
 _CODE = re.compile(r"^(\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : )+")
 _NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'.*?' ")
@@ -80,17 +83,19 @@ def run_options() -> ort.RunOptions:
     return options
 
 
-def translate(error: BaseException) -> ServingError:
+def translate(error: BaseException, feeds: Mapping[str, Any]) -> ServingError:
     """Return the failure that the client is told for an error of ONNX Runtime.
 
     An invalid argument is the request's fault, and so are operands whose shapes do not fit
-    together. Everything else, such as memory that cannot be had, is the server's.
+    together, and a size of 0 that an operator does not take. Everything else, such as memory that
+    cannot be had, is the server's.
     """
     text = str(error)
     if _TERMINATED in text:
         return UnavailableError("the inference was stopped")
     if isinstance(error, state.InvalidArgument) or any(m in text for m in _OPERAND_MISMATCH):
-        return InvalidRequestError(f"the model refused the inputs: {one_line(text)}")
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        return InvalidRequestError(f"the model refused the inputs ({shapes}): {one_line(text)}")
     if isinstance(error, UnicodeDecodeError):
         return InferenceError("the model returned a string that is not UTF-8")
     return InferenceError(f"the model failed: {one_line(text)}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -52,6 +54,25 @@ def test_announced_body_over_the_limit_is_refused_unread(client):
     assert answer.headers["connection"] == "close"
     # What the client had on its way is read before the connection is closed.
     assert exchange.received == 1
+
+
+def test_the_body_of_a_refused_request_is_freed_at_once(client):
+    text = json.dumps({"inputs": [tensor("x", "FP32", (3,), [1, 2])]}).encode().ljust(MAX_BODY)
+
+    def refused():
+        assert client.infer("vector", text).status == 400
+
+    refused()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            refused()
+        assert tracemalloc.get_traced_memory()[0] < 2 * MAX_BODY
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 def test_streamed_body_over_the_limit(client):

@@ -113,7 +113,7 @@ def test_load_failure_leaves_the_engine_not_loaded(tmp_path):
                 " index: 1 Got: 4 Expected: 3\n"
             ),
             InvalidRequestError,
-            "the model refused the inputs: "
+            "the model refused the inputs (x [2, 3]): "
             "Got invalid dimensions for input: x index: 1 Got: 4 Expected: 3",
         ),
         (
@@ -124,8 +124,13 @@ def test_load_failure_leaves_the_engine_not_loaded(tmp_path):
                 "input tensor cannot be reshaped to the requested shape. Input shape:{2,3}\n"
             ),
             InvalidRequestError,
-            "the model refused the inputs: Reshape: The input tensor cannot be reshaped to the "
-            "requested shape. Input shape:{2,3}",
+            "the model refused the inputs (x [2, 3]): Reshape: The input tensor cannot be reshaped "
+            "to the requested shape. Input shape:{2,3}",
+        ),
+        (
+            state.Fail("Batch size must be greater than 0"),
+            InvalidRequestError,
+            "the model refused the inputs (x [2, 3]): Batch size must be greater than 0",
         ),
         (
             state.Fail(
@@ -150,7 +155,7 @@ def test_load_failure_leaves_the_engine_not_loaded(tmp_path):
     ],
 )
 def test_errors_of_onnxruntime(error, kind, message):
-    translated = translate(error)
+    translated = translate(error, {"x": np.zeros((2, 3))})
     assert type(translated) is kind
     assert str(translated) == message
 

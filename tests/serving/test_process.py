@@ -220,7 +220,7 @@ def test_port_in_use(model_folder):
     ]
 
 
-@pytest.mark.parametrize("host", ["256.0.0.1", "192.0.2.1", "no-such-host.invalid"])
+@pytest.mark.parametrize("host", ["256.0.0.1", "192.0.2.1", "no-such-host.invalid", "a..b"])
 def test_address_that_is_not_ours(model_folder, host):
     code, errors = run(model_folder / "vector.onnx", "--port", 0, "--host", host)
     assert code == 1
@@ -239,6 +239,15 @@ def test_bad_model_file(tmp_path, content):
     assert errors.startswith(f"pyattn-serve: error: model file {path}")
 
 
+def test_names_that_are_no_files(tmp_path):
+    for path, reason in ((Path("/dev/null"), "is not a regular file"), (tmp_path, "is a folder")):
+        code, errors = run(path, "--port", 0, "--name", "x")
+        assert (code, len(errors.strip().splitlines())) == (1, 1)
+        assert reason in errors
+    code, errors = run(tmp_path / ("a" * 300 + ".onnx"), "--port", 0, "--name", "x")
+    assert (code, len(errors.strip().splitlines())) == (1, 1)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -246,6 +255,7 @@ def test_bad_model_file(tmp_path, content):
         ["m.onnx", "--port", "99999"],
         ["m.onnx", "--port", "x"],
         ["m.onnx", "--threads", "0"],
+        ["m.onnx", "--threads", "100000"],
         ["m.onnx", "--max-body", "-1"],
         ["m.onnx", "--drain-timeout", "nan"],
         ["m.onnx", "--body-timeout", "0"],
