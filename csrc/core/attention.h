@@ -2,43 +2,67 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "core/kernels.h"
 
 namespace pyattn {
 
-// How (B, H, T) is cut. It depends on the shape of one batch entry only, so the result does not
-// depend on the batch or on the number of threads.
-struct AttentionPlan {
-  std::int64_t heads_per_block = 1;  // query heads of one key/value head that share a block
-  std::int64_t rows_per_block = 1;
-  std::int64_t head_blocks = 0;  // per key/value head
-  std::int64_t row_blocks = 0;
-  std::int64_t tasks = 0;
+// Sets the keys that some query of the block may see by position.
+template <class X>
+void limit_keys(const AttentionParams<X>& params, AttentionBlock& block);
+
+// How (B, H, T) is cut into blocks. Any cut gives the same bits.
+template <class X>
+class AttentionTasks {
+ public:
+  explicit AttentionTasks(const AttentionParams<X>& params);
+
+  std::int64_t count() const { return count_; }
+  std::int64_t blocks_per_entry() const { return entries_.empty() ? 0 : entries_[0].blocks; }
+
+  // Blocks that see more keys come first, so that the threads finish together.
+  AttentionBlock block(std::int64_t task) const;
+
+ private:
+  struct Entry {
+    std::int64_t first_task = 0;
+    std::int64_t length = 0;
+    std::int64_t rows_per_block = 1;
+    std::int64_t row_blocks = 0;
+    std::int64_t heads_per_block = 1;  // query heads of one key/value head that share a block
+    std::int64_t head_blocks = 0;      // per key/value head
+    std::int64_t blocks = 0;           // in all
+  };
+
+  Entry entry_of(std::int64_t length) const;
+
+  const AttentionParams<X>& params_;
+  std::int64_t groups_;
+  std::int64_t sharing_;        // query heads per key/value head
+  std::vector<Entry> entries_;  // one for each packed sequence; else one for all
+  std::int64_t count_ = 0;
 };
 
-template <class T>
-AttentionPlan plan_attention(const AttentionParams<T>& params);
-
-// Causal blocks come heaviest first, so that the threads finish together.
-template <class T>
-AttentionBlock block_of(const AttentionPlan& plan, const AttentionParams<T>& params,
-                        std::int64_t task);
-
-// Scratch of one task in elements of T, the same for every instruction set. attention.inl carves it
-// up; the depth is padded to an even number for the additive kernel.
-constexpr std::int64_t attention_scratch_elements(std::int64_t depth, std::int64_t value_depth) {
+// Scratch of one task in elements of Compute<X>, the same for every instruction set. Workspace in
+// workspace.inl carves it up; the depth is padded to an even number for the additive kernel.
+constexpr std::int64_t attention_scratch_elements(std::int64_t depth, std::int64_t columns) {
   const std::int64_t even_depth = depth + depth % 2;
-  return kBlockRows * (2 * even_depth + value_depth)   // queries (twice for additive), output
-         + 2 * kBlockRows * kTileKeys                  // scores, additive mask
-         + kTileKeys * (2 * even_depth + value_depth)  // keys (twice), values
-         + even_depth + value_depth + 3 * kBlockRows   // v, zeros, row statistics
-         + 256;                                        // rounding of the pieces to cache lines
+  return kBlockRows * (2 * even_depth + 2 * columns)  // queries (twice for additive), outputs
+         + 3 * kBlockRows * kTileKeys                 // scores, additive mask, spare
+         + kTileKeys * (2 * even_depth + columns)     // keys (twice), values
+         + even_depth + columns + 9 * kBlockRows      // v, zeros, row statistics
+         + 512;                                       // rounding of the pieces to cache lines
+}
+
+// The state of one part of a block: maximum and sum of every row, and the rows of its output.
+constexpr std::int64_t part_elements(std::int64_t rows, std::int64_t columns) {
+  return (2 * kBlockRows + rows * columns + 15) / 16 * 16;
 }
 
 // `work_per_score` is the cost of one score beside its share of P V, in multiply-adds.
-template <class T>
-void run_attention(const AttentionParams<T>& params, typename Kernels<T>::Attention kernel,
-                   double work_per_score);
+template <class X>
+void run_attention(const AttentionParams<X>& params, typename AttentionKernels<X>::Run kernel,
+                   typename AttentionKernels<X>::Merge merge, double work_per_score);
 
 }  // namespace pyattn

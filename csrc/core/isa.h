@@ -37,4 +37,23 @@ inline const Kernels<double>& kernels_of<double>(const KernelTable& table) {
   return table.f64;
 }
 
+template <class X>
+const AttentionKernels<X>& attention_kernels_of(const KernelTable& table);
+template <>
+inline const AttentionKernels<float>& attention_kernels_of<float>(const KernelTable& table) {
+  return table.attention_f32;
+}
+template <>
+inline const AttentionKernels<double>& attention_kernels_of<double>(const KernelTable& table) {
+  return table.attention_f64;
+}
+template <>
+inline const AttentionKernels<Half>& attention_kernels_of<Half>(const KernelTable& table) {
+  return table.attention_f16;
+}
+template <>
+inline const AttentionKernels<BFloat16>& attention_kernels_of<BFloat16>(const KernelTable& table) {
+  return table.attention_bf16;
+}
+
 }  // namespace pyattn

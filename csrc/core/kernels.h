@@ -4,21 +4,55 @@
 
 #include <cstdint>
 
-#include "core/params.h"
+#include "core/backward_params.h"
 
 namespace pyattn {
 
+// The backward pass of sdpa, in the pieces that core/backward.cpp puts together.
+template <class X>
+struct BackwardKernels {
+  using T = Compute<X>;
+  using Params = BackwardParams<X>;
+
+  // Adds what the block's queries and keys give to `sums` and to the block's `query_sums`,
+  // kBlockRows * D numbers in an order of its own.
+  void (*add)(const Params&, const AttentionBlock&, const KeySums<T>& sums, T* query_sums,
+              T* scratch) noexcept;
+  void (*store_query)(const Params&, const AttentionBlock&, const T* query_sums,
+                      T* scratch) noexcept;
+  // Adds the parts up in order and stores the gradients of keys first .. end - 1.
+  void (*store_keys)(const Params&, std::int64_t batch, std::int64_t group, std::int64_t first,
+                     std::int64_t end, const KeySums<T>* parts, std::int64_t count) noexcept;
+  void (*add_scores)(const Params&, const AttentionBlock&, const ScoreSums<T>&,
+                     T* scratch) noexcept;
+  void (*store_scores)(const Params&, const ScoreSums<T>&, const ScoreTarget&) noexcept;
+};
+
+template <class X>
+struct AttentionKernels {
+  using Scratch = Compute<X>*;
+  using Run = void (*)(const AttentionParams<X>&, const AttentionBlock&, Scratch) noexcept;
+  // Merges the states of `count` parts of a block, `step` elements apart, and stores its output.
+  using Merge = void (*)(const AttentionParams<X>&, const AttentionBlock&, const Compute<X>* parts,
+                         std::int64_t count, std::int64_t step, Scratch) noexcept;
+
+  Run sdpa;
+  Run additive;  // null for the types without arithmetic
+  Merge merge;
+  BackwardKernels<X> backward;
+};
+
 template <class T>
 struct Kernels {
-  using Attention = void (*)(const AttentionParams<T>&, const AttentionBlock&, T* scratch) noexcept;
   using Pointwise = void (*)(const T* input, T* output, std::int64_t count) noexcept;
 
-  Attention sdpa;
-  Attention additive;
   Pointwise erf;
   Pointwise gelu;
   void (*softmax)(const Rows<T>&) noexcept;
   void (*layer_norm)(const Rows<T>&, const LayerNormParams<T>&) noexcept;
+  void (*rms_norm)(const Rows<T>&, const RmsNormParams<T>&) noexcept;
+  void (*rms_norm_gradient)(const RmsNormGradientRows<T>&, const RmsNormParams<T>&) noexcept;
+  void (*rotary)(const RotaryParams<T>&, const RotaryBlock&) noexcept;
 };
 
 struct KernelTable {
@@ -26,6 +60,10 @@ struct KernelTable {
   const char* flags;  // what the compiler was told, for build_info()
   Kernels<float> f32;
   Kernels<double> f64;
+  AttentionKernels<float> attention_f32;
+  AttentionKernels<double> attention_f64;
+  AttentionKernels<Half> attention_f16;
+  AttentionKernels<BFloat16> attention_bf16;
 };
 
 }  // namespace pyattn

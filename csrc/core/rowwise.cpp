@@ -13,6 +13,9 @@ constexpr std::int64_t kChunk = 4096;
 // Rough costs of one element in multiply-adds.
 constexpr double kPointwiseWork = 16;
 constexpr double kRowWork = 16;
+constexpr double kRmsNormWork = 4;
+// The gradient of a scale is summed in at most so many parts, whatever the number of threads.
+constexpr std::int64_t kScaleParts = 32;
 
 template <class T>
 std::int64_t element_count(const StridedArray<T>& array) {
@@ -86,13 +89,80 @@ void for_each_part(const StridedArray<T>& input, T* output, std::int64_t unit, d
 }
 
 template <class T>
-void for_each_row_range(const StridedArray<T>& input, T* output, auto&& kernel) {
-  const std::int64_t length = input.shape.back();
+void for_each_row_range(const StridedArray<T>& input, std::int64_t length, T* output, double work,
+                        auto&& kernel) {
   for_each_part(
-      input, output, std::max<std::int64_t>(length, 1), kRowWork,
+      input, output, std::max<std::int64_t>(length, 1), work,
       [&](const T* from, T* to, std::int64_t elements) {
         kernel(Rows<T>{.input = from, .output = to, .count = elements / length, .length = length});
       });
+}
+
+// The elements of an array one behind the other: its own, or a copy.
+template <class T>
+class Dense {
+ public:
+  explicit Dense(const StridedArray<T>& array) : data_(array.data) {
+    const std::int64_t count = element_count(array);
+    if (count == 0 || is_dense(array)) return;
+    copy_.resize(static_cast<std::size_t>(count));
+    gather(array, 0, count, copy_.data());
+    data_ = copy_.data();
+  }
+  Dense(const Dense&) = delete;
+  Dense& operator=(const Dense&) = delete;
+  const T* data() const { return data_; }
+
+ private:
+  std::vector<T> copy_;
+  const T* data_;
+};
+
+// Dense rows [first, first + count); the gradient of the scale is added to `part`, if that is
+// there.
+template <class T>
+void rms_norm_gradient_rows(const RmsNormGradient<T>& arrays, const RmsNormParams<T>& params,
+                            std::int64_t first, std::int64_t count, T* part) {
+  const std::int64_t length = element_count(arrays.scale);
+  const std::int64_t at = first * length;
+  kernels_of<T>(kernels()).rms_norm_gradient({.input = arrays.input.data + at,
+                                              .gradient = arrays.gradient.data + at,
+                                              .input_gradient = arrays.input_gradient + at,
+                                              .scale_gradient = part,
+                                              .count = count,
+                                              .length = length},
+                                             params);
+}
+
+// One row of any strides: the input is gathered to where its gradient goes, and replaced by it.
+template <class T>
+void rms_norm_gradient_row(const RmsNormGradient<T>& arrays, const RmsNormParams<T>& params,
+                           std::int64_t row, T* copy, T* part) {
+  const std::int64_t length = element_count(arrays.scale);
+  const std::int64_t at = row * length;
+  T* result = arrays.input_gradient + at;
+  gather(arrays.input, at, at + length, result);
+  gather(arrays.gradient, at, at + length, copy);
+  kernels_of<T>(kernels()).rms_norm_gradient({.input = result,
+                                              .gradient = copy,
+                                              .input_gradient = result,
+                                              .scale_gradient = part,
+                                              .count = 1,
+                                              .length = length},
+                                             params);
+}
+
+// out[i] = sum over the parts, in their order.
+template <class T>
+void sum_parts(const std::vector<T>& parts, std::int64_t length, T* out) {
+  for (std::int64_t i = 0; i < length; ++i) {
+    double sum = 0;
+    for (auto at = static_cast<std::size_t>(i); at < parts.size();
+         at += static_cast<std::size_t>(length)) {
+      sum += static_cast<double>(parts[at]);
+    }
+    out[i] = static_cast<T>(sum);
+  }
 }
 
 }  // namespace
@@ -104,13 +174,62 @@ void run_pointwise(const StridedArray<T>& input, T* output, typename Kernels<T>:
 
 template <class T>
 void run_softmax(const StridedArray<T>& input, T* output) {
-  for_each_row_range(input, output, kernels_of<T>(kernels()).softmax);
+  const auto kernel = kernels_of<T>(kernels()).softmax;
+  for_each_row_range(input, input.shape.back(), output, kRowWork, kernel);
 }
 
 template <class T>
 void run_layer_norm(const StridedArray<T>& input, T* output, const LayerNormParams<T>& params) {
   const auto kernel = kernels_of<T>(kernels()).layer_norm;
-  for_each_row_range(input, output, [&](const Rows<T>& rows) { kernel(rows, params); });
+  for_each_row_range(input, input.shape.back(), output, kRowWork,
+                     [&](const Rows<T>& rows) { kernel(rows, params); });
+}
+
+template <class T>
+void run_rms_norm(const StridedArray<T>& input, const StridedArray<T>& scale, T epsilon,
+                  T* output) {
+  const Dense<T> scales(scale);
+  const RmsNormParams<T> params{.scale = scales.data(), .epsilon = epsilon};
+  const auto kernel = kernels_of<T>(kernels()).rms_norm;
+  for_each_row_range(input, element_count(scale), output, kRmsNormWork,
+                     [&](const Rows<T>& rows) { kernel(rows, params); });
+}
+
+template <class T>
+void run_rms_norm_gradient(const RmsNormGradient<T>& arrays) {
+  const std::int64_t count = element_count(arrays.input);
+  const std::int64_t length = element_count(arrays.scale);
+  if (count == 0) {
+    if (arrays.scale_gradient != nullptr) std::fill_n(arrays.scale_gradient, length, T(0));
+    return;
+  }
+  const Dense<T> scale(arrays.scale);
+  const bool dense = is_dense(arrays.input) && is_dense(arrays.gradient);
+  const std::int64_t rows = count / length;
+  const std::int64_t rows_per_part =
+      std::max((rows + kScaleParts - 1) / kScaleParts, std::max<std::int64_t>(1, kChunk / length));
+  TaskLoop loop{.tasks = (rows + rows_per_part - 1) / rows_per_part};
+  loop.work = static_cast<double>(count) * 2 * kRmsNormWork;
+  const int workers = loop_threads(loop);
+  std::vector<T> parts;
+  if (arrays.scale_gradient != nullptr) parts.resize(static_cast<std::size_t>(loop.tasks * length));
+  std::vector<T> gathered(dense ? 0 : static_cast<std::size_t>(workers * length));
+  const RmsNormParams<T> params{.scale = scale.data(), .epsilon = arrays.epsilon};
+  auto body = [&](std::int64_t task, int worker) {
+    T* part = parts.empty() ? nullptr : parts.data() + task * length;
+    const std::int64_t first = task * rows_per_part;
+    const std::int64_t end = std::min(first + rows_per_part, rows);
+    if (dense) {
+      rms_norm_gradient_rows(arrays, params, first, end - first, part);
+    } else {
+      T* copy = gathered.data() + worker * length;
+      for (std::int64_t row = first; row < end; ++row) {
+        rms_norm_gradient_row(arrays, params, row, copy, part);
+      }
+    }
+  };
+  parallel_for(loop, workers, body);
+  if (arrays.scale_gradient != nullptr) sum_parts(parts, length, arrays.scale_gradient);
 }
 
 template void run_pointwise(const StridedArray<float>&, float*, Kernels<float>::Pointwise);
@@ -119,5 +238,10 @@ template void run_softmax(const StridedArray<float>&, float*);
 template void run_softmax(const StridedArray<double>&, double*);
 template void run_layer_norm(const StridedArray<float>&, float*, const LayerNormParams<float>&);
 template void run_layer_norm(const StridedArray<double>&, double*, const LayerNormParams<double>&);
+template void run_rms_norm(const StridedArray<float>&, const StridedArray<float>&, float, float*);
+template void run_rms_norm(const StridedArray<double>&, const StridedArray<double>&, double,
+                           double*);
+template void run_rms_norm_gradient(const RmsNormGradient<float>&);
+template void run_rms_norm_gradient(const RmsNormGradient<double>&);
 
 }  // namespace pyattn

@@ -29,4 +29,21 @@ void run_softmax(const StridedArray<T>& input, T* output);
 template <class T>
 void run_layer_norm(const StridedArray<T>& input, T* output, const LayerNormParams<T>& params);
 
+// Rows are the last axes, as many as `scale` has; its shape is theirs.
+template <class T>
+void run_rms_norm(const StridedArray<T>& input, const StridedArray<T>& scale, T epsilon, T* output);
+
+template <class T>
+struct RmsNormGradient {
+  StridedArray<T> input;
+  StridedArray<T> gradient;  // of the output, in its shape
+  StridedArray<T> scale;
+  T epsilon = T(0);
+  T* input_gradient = nullptr;  // dense
+  T* scale_gradient = nullptr;  // dense, in the shape of scale; or null
+};
+
+template <class T>
+void run_rms_norm_gradient(const RmsNormGradient<T>& arrays);
+
 }  // namespace pyattn

@@ -139,23 +139,24 @@ class AdditiveScore {
   using T = typename V::Scalar;
   static constexpr T kLimit = V::kLibm ? T(170) : T(21);
 
-  AdditiveScore(const AttentionParams<T>& p, const Queries<T>& queries, const Workspace<T>& w)
+  AdditiveScore(const Queries<T>& queries, const Workspace<T>& w)
       : w_(w),
-        length_(p.query.shape[3]),
+        length_(queries.p.query.shape[3]),
+        step_(queries.p.key.stride[3]),
         depth_(length_ + length_ % 2),
         terms_in_lanes_(queries.count * 2 <= V::kLanes) {
     double total = 0;
     for (std::int64_t a = 0; a < length_; ++a) {
-      w.v[a] = p.v[a];
-      total += static_cast<double>(p.v[a]);
+      w.v[a] = queries.p.v[a];
+      total += static_cast<double>(w.v[a]);
     }
     total_ = static_cast<T>(total);
     if (depth_ > length_) w.v[length_] = T(0);  // the second term of the last pair
     if (terms_in_lanes_) {
-      begin_rows(p, queries);
+      begin_rows(queries);
       return;
     }
-    load_queries<V>(p, queries, depth_, T(1), w.query);
+    load_queries<V>(queries, depth_, T(1), w.query);
     for (int lane = 0; lane < queries.count; lane += kPanel<V>) {
       with_vecs<V>(queries.count - lane,
                    [&](auto vecs) { begin_panel<decltype(vecs)::value>(lane); });
@@ -164,37 +165,39 @@ class AdditiveScore {
 
   void begin(const Tile<T>& tile) {
     for (int k = 0; k < tile.count; ++k) {
-      factored_[k] = largest(tile.key[k]) + query_largest_ <= kLimit;
+      key_[k] = unit_row<V>(tile.key[k], step_, length_, w_.keys + k * depth_);
+      factored_[k] = largest(key_[k]) + query_largest_ <= kLimit;
       if (!factored_[k]) continue;
       T* exponentials = w_.keys_exp + k * depth_;
-      exponentiate(tile.key[k], exponentials);
+      exponentiate(key_[k], exponentials);
       if (depth_ > length_) exponentials[length_] = T(0);
     }
   }
 
   template <int NV>
-  void strip(const Tile<T>& tile, const Strip<V>& strip, const Ahead<T>& ahead, T* sums) const {
+  void strip(const Tile<T>&, const Strip<V>& strip, const Ahead<T>& ahead, T* sums) const {
     const std::int64_t at = panel_offset<V>(strip.lane, depth_);
     for (int k = 0; k < strip.keys; ++k) {
       ahead.touch(k, 1);
       T* place = sums + k * kPanel<V>;
       if (terms_in_lanes_) {
-        score_row(tile, strip, k, place);
+        score_row(strip, k, place);
       } else if (factored_[k]) {
         factored_scores<V, NV>(w_.query_exp + at, w_.keys_exp + k * depth_, w_.v, total_, depth_,
                                place);
       } else {
-        direct_scores<V, NV>(w_.query + at, tile.key[k], w_.v, length_, place);
+        direct_scores<V, NV>(w_.query + at, key_[k], w_.v, length_, place);
       }
     }
   }
 
  private:
   // Few queries: rows as they come, no panels.
-  void begin_rows(const AttentionParams<T>& p, const Queries<T>& queries) {
-    const std::int64_t step = p.query.stride[3];
+  void begin_rows(const Queries<T>& queries) {
+    const View<const T, 4>& view = queries.p.query;
+    const std::int64_t step = view.stride[3];
     for (int lane = 0; lane < queries.count; ++lane) {
-      const T* row = queries.start(p.query.data, p.query.stride, lane);
+      const T* row = queries.input(view.data, view.stride, lane);
       T* copy = w_.query + lane * depth_;
       for (std::int64_t a = 0; a < length_; ++a) copy[a] = row[a * step];
       see(largest(copy));
@@ -202,13 +205,13 @@ class AdditiveScore {
     }
   }
 
-  void score_row(const Tile<T>& tile, const Strip<V>& strip, int k, T* sums) const {
+  void score_row(const Strip<V>& strip, int k, T* sums) const {
     V::broadcast(T(0)).store(sums);  // the lanes without a query
     for (int i = 0; i < strip.lanes; ++i) {
       const std::int64_t at = (strip.lane + i) * depth_;
       sums[i] = factored_[k] ? factored_score<V>(w_.query_exp + at, w_.keys_exp + k * depth_, w_.v,
                                                  total_, length_)
-                             : direct_score<V>(w_.query + at, tile.key[k], w_.v, length_);
+                             : direct_score<V>(w_.query + at, key_[k], w_.v, length_);
     }
   }
 
@@ -252,17 +255,19 @@ class AdditiveScore {
 
   const Workspace<T>& w_;
   std::int64_t length_;
+  std::int64_t step_;   // along a row of K
   std::int64_t depth_;  // A rounded up to even
   bool terms_in_lanes_;
   T total_ = T(0);
   T query_largest_ = T(0);
+  const T* key_[kTileKeys];
   bool factored_[kTileKeys] = {};
 };
 
 template <class V>
 void additive(const AttentionParams<typename V::Scalar>& p, const AttentionBlock& block,
               typename V::Scalar* scratch) noexcept {
-  Block<V, AdditiveScore<V>>(p, block, scratch).run();
+  Block<V, typename V::Scalar, AdditiveScore<V>>(p, block, scratch).run();
 }
 
 }  // namespace

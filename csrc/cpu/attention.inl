@@ -6,7 +6,8 @@
 //   m' = max(m, max_j s_j)   a = exp(m - m')   p_j = exp(s_j - m')
 //   l' = l a + sum_j p_j     o' = o a + sum_j p_j v_j
 //   out = o / l,  lse = m + log l,  weights_j = exp(s_j - m) / l in a second pass over the keys.
-// Stored: 64 queries, one 64 x 64 tile of scores, o; in all 64 (D + E + 64) numbers, which fit a
+//   It starts anew every kPartKeys keys, and the parts are merged in order (merge_state).
+// Stored: 64 queries, one 64 x 64 tile of scores, o: 64 (D + 2 E + 64) numbers, most of which fit a
 //   first-level cache at D = E = 64. Nothing of size T x S.
 // A row with no allowed key keeps m = -inf and l = 0; m' is replaced by 0 in the exponents, so that
 //   nothing is NaN, and out and weights are 0.
@@ -15,113 +16,17 @@
 //   without touching rows ahead, decoding over 4096 keys 1.7 times slower, long queries the same.
 #pragma once
 
-#include "cpu/few_rows.inl"
-#include "cpu/softmax_tile.inl"
+#include "cpu/score_block.inl"
+#include "cpu/second_pass.inl"
 
 namespace pyattn {
 namespace {
 
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-
-// Where the part of a [panel][row][lane] buffer with `rows` rows that belongs to `lane` starts.
-template <class V>
-constexpr std::int64_t panel_offset(int lane, std::int64_t rows) {
-  return lane / kPanel<V> * kPanel<V> * rows + lane % kPanel<V>;
-}
-
-// Calls body(Count<n>) for the number of registers, 1..kVecs, that hold `lanes` queries.
-template <class V, int N = V::kVecs, class Body>
-PYATTN_INLINE void with_vecs(int lanes, Body&& body) {
-  if constexpr (N > 1) {
-    if (lanes <= (N - 1) * V::kLanes) {
-      with_vecs<V, N - 1>(lanes, body);
-      return;
-    }
-  }
-  body(Count<N>{});
-}
-
-template <class T>
-struct Workspace {
-  T* query;      // [panel][depth][lane]
-  T* query_exp;  // the same, additive only
-  T* scores;     // [panel][key][lane]
-  T* bias;       // the same
-  T* out;        // [panel][column][lane], or [row][column] for a few rows
-  T* keys;       // copies of rows of K with a stride, or what the mechanism makes of them
-  T* keys_exp;
-  T* values;  // copies of rows of V with a stride
-  T* zeros;
-  T* v;
-  T* max;  // m, l and a of every lane
-  T* sum;
-  T* scale;
-
-  Workspace(T* scratch, std::int64_t depth, std::int64_t columns) {
-    const auto take = [&scratch](std::int64_t count) {
-      T* piece = scratch;
-      scratch += (count + 15) / 16 * 16;
-      return piece;
-    };
-    depth += depth % 2;
-    query = take(kBlockRows * depth);
-    query_exp = take(kBlockRows * depth);
-    scores = take(kBlockRows * kTileKeys);
-    bias = take(kBlockRows * kTileKeys);
-    out = take(kBlockRows * columns);
-    keys = take(kTileKeys * depth);
-    keys_exp = take(kTileKeys * depth);
-    values = take(kTileKeys * columns);
-    zeros = take(columns);
-    v = take(depth);
-    max = take(kBlockRows);
-    sum = take(kBlockRows);
-    scale = take(kBlockRows);
-  }
-};
-
-// query[panel][d][lane] = scale * q. `depth` is the number of rows per panel, D or D + 1.
-template <class V>
-void load_queries(const AttentionParams<typename V::Scalar>& p,
-                  const Queries<typename V::Scalar>& queries, std::int64_t depth,
-                  typename V::Scalar scale, typename V::Scalar* panels) {
-  using T = typename V::Scalar;
-  const std::int64_t columns = p.query.shape[3];
-  const V factor = V::broadcast(scale);
-  for (int lane = 0; lane < queries.count; lane += kPanel<V>) {
-    const int lanes = queries.count - lane < kPanel<V> ? queries.count - lane : kPanel<V>;
-    const T* row[kPanel<V>];
-    for (int i = 0; i < lanes; ++i) {
-      row[i] = queries.start(p.query.data, p.query.stride, lane + i);
-    }
-    T* panel = panels + lane * depth;
-    if (p.query.stride[3] == 1) {
-      transpose_in<V>(row, lanes, columns, panel, kPanel<V>);
-    } else {
-      for (std::int64_t d = 0; d < columns; ++d) {
-        for (int i = 0; i < kPanel<V>; ++i) {
-          panel[d * kPanel<V> + i] = i < lanes ? row[i][d * p.query.stride[3]] : T(0);
-        }
-      }
-    }
-    const int used = (lanes + V::kLanes - 1) / V::kLanes * V::kLanes;
-    for (std::int64_t d = 0; d < columns; ++d) {
-      for (int i = 0; i < used; i += V::kLanes) {
-        T* place = panel + d * kPanel<V> + i;
-        (V::load(place) * factor).store(place);
-      }
-    }
-  }
-}
-
 // The value rows kept out of the product: out += p * value for the lanes that may attend to them.
-template <class V, int NV>
-void add_odd_rows(const Tile<typename V::Scalar>& tile, int lane, int keys, std::int64_t columns,
-                  const typename V::Scalar* p, typename V::Scalar* out) {
-  using T = typename V::Scalar;
+template <class V, int NV, class X>
+void add_odd_rows(const Tile<X>& tile, int lane, int keys, std::int64_t columns,
+                  const Compute<X>* p, Compute<X>* out) {
+  using T = Compute<X>;
   for (int i = 0; i < tile.odd_count && tile.odd[i] < keys; ++i) {
     const int k = tile.odd[i];
     for (std::int64_t e = 0; e < columns; ++e) {
@@ -138,231 +43,229 @@ void add_odd_rows(const Tile<typename V::Scalar>& tile, int lane, int keys, std:
 }
 
 // The same for rows: `p` has the stride of a panel.
-template <class V>
-void add_odd_across(const Tile<typename V::Scalar>& tile, int lane, std::int64_t columns,
-                    const typename V::Scalar* p, typename V::Scalar* out) {
+template <class V, class X>
+void add_odd_across(const Tile<X>& tile, int count, std::int64_t columns, const Compute<X>* p,
+                    Compute<X>* out) {
   for (int i = 0; i < tile.odd_count; ++i) {
     const int k = tile.odd[i];
-    if ((tile.bits[k] >> lane & 1) == 0) continue;
-    for (std::int64_t e = 0; e < columns; ++e) out[e] += p[k * kPanel<V>] * tile.odd_value[i][e];
-  }
-}
-
-// out = o / l and lse = m + log l; leaves 1 / l in w.scale.
-template <class V>
-void store_output(const AttentionParams<typename V::Scalar>& p,
-                  const Queries<typename V::Scalar>& queries,
-                  const Workspace<typename V::Scalar>& w) {
-  using T = typename V::Scalar;
-  for (int lane = 0; lane < kBlockRows; ++lane) {
-    w.scale[lane] = w.sum[lane] == T(0) ? T(0) : T(1) / w.sum[lane];
-  }
-  const std::int64_t columns = p.value.shape[3];
-  const bool few = is_few<V>(queries.count);
-  for (int lane = 0; few && lane < queries.count; ++lane) {
-    T* row = queries.start(p.out.data, p.out.stride, lane);
-    for (std::int64_t e = 0; e < columns; ++e) row[e] = w.out[lane * columns + e] * w.scale[lane];
-  }
-  for (int lane = 0; !few && lane < queries.count; lane += kPanel<V>) {
-    const int lanes = queries.count - lane < kPanel<V> ? queries.count - lane : kPanel<V>;
-    T* row[kPanel<V>];
-    for (int i = 0; i < lanes; ++i) row[i] = queries.start(p.out.data, p.out.stride, lane + i);
-    transpose_out<V>(w.out + lane * columns, kPanel<V>, columns, w.scale + lane, row, lanes);
-  }
-  if (p.lse.data == nullptr) return;
-  for (int lane = 0; lane < queries.count; ++lane) {
-    *queries.start(p.lse.data, p.lse.stride, lane) =
-        w.max[lane] + static_cast<T>(::log(static_cast<double>(w.sum[lane])));
-  }
-}
-
-// Queries that go through a tile together. Where pairs are masked, narrower strips of a panel
-// follow the diagonal of the causal mask more closely: a strip ends at the last key it may attend
-// to.
-template <class V>
-struct Strip {
-  int lane;
-  int lanes;
-  int keys;
-};
-
-template <class V, class Body>
-void for_each_strip(const Tile<typename V::Scalar>& tile, int count, Body&& body) {
-  constexpr int kNarrow = 32 < kPanel<V> ? 32 : kPanel<V>;
-  const int width = tile.partial ? kNarrow : kPanel<V>;
-  for (int lane = 0; lane < count; lane += width) {
-    Strip<V> strip{lane, count - lane < width ? count - lane : width, tile.count};
-    if (tile.partial) {
-      const std::uint64_t mine = low_bits(strip.lanes) << lane;
-      while (strip.keys > 0 && (tile.bits[strip.keys - 1] & mine) == 0) --strip.keys;
-    }
-    if (strip.keys > 0) with_vecs<V>(strip.lanes, [&](auto vecs) { body(vecs, strip); });
-  }
-}
-
-// weights = exp(s - m) / l of one tile, from scores that are masked already.
-template <class V, int NV>
-void store_weights(const AttentionParams<typename V::Scalar>& p,
-                   const Queries<typename V::Scalar>& queries, const Strip<V>& strip,
-                   const Tile<typename V::Scalar>& tile, std::int64_t first,
-                   const Workspace<typename V::Scalar>& w, typename V::Scalar* scores) {
-  using T = typename V::Scalar;
-  for (int v = 0; v < NV; ++v) {
-    const V top = finite_max(V::load(w.max + strip.lane + v * V::kLanes));
-    for (int k = 0; k < strip.keys; ++k) {
-      T* place = scores + k * kPanel<V> + v * V::kLanes;
-      exp_fast(V::load(place) - top).store(place);
-    }
-  }
-  T* row[kPanel<V>];
-  for (int i = 0; i < strip.lanes; ++i) {
-    row[i] = queries.start(p.weights.data, p.weights.stride, strip.lane + i) + first;
-  }
-  if (strip.keys == tile.count && tile.count == tile.width) {
-    transpose_out<V>(scores, kPanel<V>, tile.count, w.scale + strip.lane, row, strip.lanes);
-    return;
-  }
-  for (int k = 0; k < strip.keys; ++k) {
-    for (int i = 0; i < strip.lanes; ++i) {
-      row[i][tile.index[k]] = scores[k * kPanel<V> + i] * w.scale[strip.lane + i];
+    for (int lane = 0; lane < count; ++lane) {
+      if ((tile.bits[k] >> lane & 1) == 0) continue;
+      const V weight = V::broadcast(p[k * kPanel<V> + lane]);
+      for (std::int64_t e = 0; e < columns; e += V::kLanes) {
+        Compute<X>* place = out + lane * columns + e;
+        const V value = load_left<V>(tile.odd_value[i] + e, columns - e);
+        store_left(V::fma(weight, value, load_left<V>(place, columns - e)), place, columns - e);
+      }
     }
   }
 }
 
-// `count` rows of K or V from `first` on, if a prefetch of them makes sense.
-template <class T>
-Ahead<T> rows_ahead(const View<const T, 4>& view, std::int64_t batch, std::int64_t group,
-                    std::int64_t first, std::int64_t end) {
-  if (view.stride[3] != 1 || first >= end) return {};
-  const std::int64_t rows = end - first < kTileKeys ? end - first : kTileKeys;
-  return {
-      .data = view.data + batch * view.stride[0] + group * view.stride[1] + first * view.stride[2],
-      .stride = view.stride[2],
-      .rows = rows,
-      .columns = view.shape[3]};
-}
-
-// A Score is made once per block and packs the queries; begin(tile) may prepare the keys, and
-// strip<NV>(tile, strip, ahead, sums) writes sums[key][lane] for the keys of the strip.
-template <class V, class Score>
-class Block {
+// P V with the values as numbers of the arithmetic.
+template <class V, class X>
+class RowValues {
  public:
-  using T = typename V::Scalar;
+  using T = Compute<X>;
 
-  Block(const AttentionParams<T>& p, const AttentionBlock& block, T* scratch)
-      : p_(p),
-        block_(block),
-        columns_(p.value.shape[3]),
-        group_(block.first_head / (p.query.shape[1] / p.key.shape[1])),
-        w_(scratch, p.query.shape[3], columns_),
-        queries_(block),
-        score_(start(), queries_, w_) {
-    for (int lane = 0; lane < kBlockRows; ++lane) {
-      w_.max[lane] = -static_cast<T>(HUGE_VAL);
-      w_.sum[lane] = T(0);
-    }
-    std::memset(w_.out, 0, sizeof(T) * static_cast<std::size_t>(kBlockRows * columns_));
-    std::memset(w_.zeros, 0, sizeof(T) * static_cast<std::size_t>(columns_));
+  void load(const AttentionParams<X>& p, const Queries<X>& queries, std::int64_t group,
+            const Workspace<T>& w, const Ahead<X>& ahead, Tile<X>& tile) {
+    columns_ = p.value.shape[3];
+    load_values<V>(p, queries, group, w.values, w.zeros, ahead, tile);
   }
 
-  void run() {
-    for_each_tile([&](Tile<T>& tile, std::int64_t first) {
-      load_values<V>(p_, queries_, group_, first, w_.values, w_.zeros, tile);
-      Ahead<T> values = ahead(p_.value, first);
-      Ahead<T> keys = ahead(p_.key, first + kTileKeys);
-      for_each_strip<V>(tile, queries_.count, [&](auto vecs, const Strip<V>& strip) {
-        add_strip<decltype(vecs)::value>(tile, strip, values, keys);
-        values = {};  // once per tile is enough
-        keys = {};
-      });
-    });
-    store_output<V>(p_, queries_, w_);
-    if (p_.weights.data != nullptr) write_weights();
+  template <int NV>
+  void add_panel(const Tile<X>& tile, const Strip<V>& strip, const T* p, const T* scale,
+                 const Ahead<X>& ahead, T* out) const {
+    add_tile<V, NV>(p, tile.value, strip.keys, columns_, scale, ahead, out);
+    add_odd_rows<V, NV>(tile, strip.lane, strip.keys, columns_, p, out);
+  }
+
+  template <int NV>
+  void add_rows(const Tile<X>& tile, const Strip<V>& strip, const T* p, const T* scale,
+                T* out) const {
+    add_few<V>(p, tile.value, strip.keys, strip.lanes, columns_, scale, out);
+    add_odd_across<V>(tile, strip.lanes, columns_, p, out);
   }
 
  private:
-  const AttentionParams<T>& start() const {
-    ahead(p_.key, block_.key_begin).touch(0, kTileKeys);
-    return p_;
-  }
+  std::int64_t columns_ = 0;
+};
 
-  Ahead<T> ahead(const View<const T, 4>& view, std::int64_t first) const {
-    return rows_ahead(view, block_.batch, group_, first, block_.key_end);
-  }
+template <class V, class X, class Score, class Values = RowValues<V, X>>
+class Block : private ScoreBlock<V, X, Score> {
+ public:
+  using T = Compute<X>;
+  using Base = ScoreBlock<V, X, Score>;
+  using Base::Base;
 
-  // Calls body(tile, first) for every tile of the block that has a key to attend to.
-  template <class Body>
-  void for_each_tile(Body&& body) {
-    Tile<T> tile;
-    for (std::int64_t first = block_.key_begin; first < block_.key_end; first += kTileKeys) {
-      const std::int64_t left = block_.key_end - first;
-      const int width = left < kTileKeys ? static_cast<int>(left) : kTileKeys;
-      load_tile<V>(p_, queries_, group_, first, width, w_.bias, w_.keys, tile);
-      if (tile.count == 0) continue;
-      score_.begin(tile);
-      body(tile, first);
+  void run() {
+    if (p_.out.data != nullptr) {
+      first_pass();
+      if (block_.part != nullptr) return;
+      store_output<V>(queries_, w_.total, by_rows_, w_.scale);
+    } else if (p_.given_lse.data != nullptr) {
+      for (int lane = 0; lane < kBlockRows; ++lane) {
+        const bool used = lane < queries_.count;
+        w_.total.max[lane] =
+            used ? *queries_.output(p_.given_lse.data, p_.given_lse.stride, lane) : T(0);
+        w_.total.sum[lane] = T(1);
+      }
+    }
+    if (p_.weights.data != nullptr || p_.entropy.data != nullptr ||
+        p_.top_weights.data != nullptr || p_.scores.data != nullptr) {
+      second_pass();
     }
   }
 
-  // The masked scores of a strip, in its part of w.scores.
+ private:
+  using Base::ahead;
+  using Base::block_;
+  using Base::by_rows_;
+  using Base::columns_;
+  using Base::for_each_tile;
+  using Base::group_;
+  using Base::p_;
+  using Base::queries_;
+  using Base::w_;
+
+  void first_pass() {
+    if (block_.key_begin == block_.key_end) {
+      clear_state<V>(w_.total, queries_.count, columns_, by_rows_);
+    }
+    bool whole = true;  // nothing is in `total` yet
+    for (std::int64_t first = block_.key_begin; first < block_.key_end;) {
+      const std::int64_t next = (first / kPartKeys + 1) * kPartKeys;
+      const std::int64_t end = next < block_.key_end ? next : block_.key_end;
+      clear_state<V>(w_.part, queries_.count, columns_, by_rows_);
+      for_each_tile(first, end, [&](Tile<X>& tile) { add_tile_of_keys(tile); });
+      if (block_.part != nullptr) {
+        save_part();
+      } else if (whole) {
+        const State<T> swapped = w_.total;
+        w_.total = w_.part;
+        w_.part = swapped;
+        whole = false;
+      } else {
+        merge_state<V>(w_.total, w_.part, queries_.count, columns_, by_rows_, w_.scale, w_.factor);
+      }
+      first = end;
+    }
+  }
+
+  void save_part() {
+    T* to = static_cast<T*>(block_.part);
+    std::memcpy(to, w_.part.max, sizeof(T) * kBlockRows);
+    std::memcpy(to + kBlockRows, w_.part.sum, sizeof(T) * kBlockRows);
+    for (int lane = 0; lane < kBlockRows; ++lane) w_.scale[lane] = T(1);
+    store_rows<V>(w_.part.out, w_.scale, queries_.count, columns_, by_rows_,
+                  [&](int lane) { return to + 2 * kBlockRows + lane * columns_; });
+  }
+
+  void add_tile_of_keys(Tile<X>& tile) {
+    if (p_.dropout.on) load_dropout(queries_, tile, kept_);
+    Ahead<X> values = ahead(p_.value, tile.first);
+    Ahead<X> keys = ahead(p_.key, tile.first + kTileKeys);
+    bool first = true;
+    for_each_strip<V>(tile, queries_.count, [&](auto vecs, const Strip<V>& strip) {
+      constexpr int kVecs = decltype(vecs)::value;
+      T* scores = weigh_strip<kVecs>(tile, strip, values);
+      // Not before the scores: by now the rows that were touched are here.
+      if (first) values_.load(p_, queries_, group_, w_, by_rows_ ? keys : Ahead<X>{}, tile);
+      add_strip<kVecs>(tile, strip, keys, scores);
+      values = {};  // once per tile is enough
+      keys = {};
+      first = false;
+    });
+  }
+
+  // The numerators of a strip; updates m and l.
   template <int NV>
-  T* masked_scores(const Tile<T>& tile, const Strip<V>& strip, const Ahead<T>& ahead) {
-    const std::int64_t at = panel_offset<V>(strip.lane, kTileKeys);
-    T* scores = w_.scores + at;
-    score_.template strip<NV>(tile, strip, ahead, scores);
-    if (tile.partial || tile.biased) {
-      mask_scores<V, NV>(tile, strip.lane, strip.keys, w_.bias + at, scores);
-    }
+  T* weigh_strip(const Tile<X>& tile, const Strip<V>& strip, const Ahead<X>& values) {
+    const int lane = strip.lane;
+    const State<T>& state = w_.part;
+    T* scores = Base::template masked_scores<NV>(tile, strip, values);
+    softmax_step<V, NV>(strip.keys, scores, state.max + lane, state.sum + lane, w_.scale + lane);
+    if (p_.dropout.on) drop_numerators<V, NV>(kept_, lane, strip.keys, scores);
     return scores;
   }
 
   template <int NV>
-  void add_strip(const Tile<T>& tile, const Strip<V>& strip, const Ahead<T>& values,
-                 const Ahead<T>& keys) {
+  void add_strip(const Tile<X>& tile, const Strip<V>& strip, const Ahead<X>& keys,
+                 const T* scores) {
     const int lane = strip.lane;
-    T* scores = masked_scores<NV>(tile, strip, values);
-    softmax_step<V, NV>(strip.keys, scores, w_.max + lane, w_.sum + lane, w_.scale + lane);
-    if (is_few<V>(queries_.count)) {
-      add_few(tile, strip, keys, scores);
+    const State<T>& state = w_.part;
+    if (by_rows_) {
+      values_.template add_rows<NV>(tile, strip, scores, w_.scale, state.out);
       return;
     }
-    T* out = w_.out + panel_offset<V>(lane, columns_);
-    add_tile<V, NV>(scores, tile.value, strip.keys, columns_, w_.scale + lane, keys, out);
-    add_odd_rows<V, NV>(tile, lane, strip.keys, columns_, scores, out);
+    T* out = state.out + panel_offset<V>(lane, columns_);
+    values_.template add_panel<NV>(tile, strip, scores, w_.scale + lane, keys, out);
   }
 
-  void add_few(const Tile<T>& tile, const Strip<V>& strip, const Ahead<T>& keys, const T* p) {
-    keys.touch(0, kTileKeys);
-    for (int lane = 0; lane < strip.lanes; ++lane) {
-      T* out = w_.out + lane * columns_;
-      add_across<V>(p + lane, tile.value, strip.keys, columns_, w_.scale[lane], out);
-      add_odd_across<V>(tile, lane, columns_, p + lane, out);
+  void second_pass() {
+    const T masked = -static_cast<T>(HUGE_VAL);
+    fill_rows<V>(queries_, p_.weights, T(0));
+    fill_rows<V>(queries_, p_.scores, masked);
+    if (p_.top_weights.data != nullptr) begin_ranks(queries_);
+    for (int lane = 0; lane < kBlockRows; ++lane) {
+      w_.entropy[lane] = T(0);
+      w_.factor[lane] = static_cast<T>(::log(static_cast<double>(w_.total.sum[lane])));
     }
-  }
-
-  // The second pass: everything is 0 but what the tiles write.
-  void write_weights() {
-    for (int lane = 0; lane < queries_.count; ++lane) {
-      std::memset(queries_.start(p_.weights.data, p_.weights.stride, lane), 0,
-                  sizeof(T) * static_cast<std::size_t>(p_.weights.shape[3]));
-    }
-    for_each_tile([&](Tile<T>& tile, std::int64_t first) {
+    invert_sums(w_.total.sum, T(1), w_.scale);
+    for_each_tile(block_.key_begin, block_.key_end, [&](Tile<X>& tile) {
       for_each_strip<V>(tile, queries_.count, [&](auto vecs, const Strip<V>& strip) {
-        constexpr int NV = decltype(vecs)::value;
-        T* scores = masked_scores<NV>(tile, strip, {});
-        store_weights<V, NV>(p_, queries_, strip, tile, first, w_, scores);
+        use_strip<decltype(vecs)::value>(tile, strip);
       });
     });
+    for (int lane = 0; p_.entropy.data != nullptr && lane < queries_.count; ++lane) {
+      *queries_.output(p_.entropy.data, p_.entropy.stride, lane) = w_.entropy[lane];
+    }
+    if (p_.top_weights.data != nullptr) end_ranks(queries_);
   }
 
-  const AttentionParams<T>& p_;
-  const AttentionBlock& block_;
-  std::int64_t columns_;
-  std::int64_t group_;
-  Workspace<T> w_;
-  Queries<T> queries_;
-  Score score_;
+  template <int NV>
+  void use_strip(const Tile<X>& tile, const Strip<V>& strip) {
+    const int lane = strip.lane;
+    T* scores = Base::template masked_scores<NV>(tile, strip, {});
+    if (p_.scores.data != nullptr) {
+      // The weights are not wanted in the same call.
+      store_tile<V>(queries_, p_.scores, strip, tile, -static_cast<T>(HUGE_VAL), scores);
+      return;
+    }
+    weigh_scores<V, NV>(strip.keys, w_.total.max + lane, w_.scale + lane, w_.factor + lane, scores,
+                        w_.entropy + lane);
+    if (p_.top_weights.data != nullptr) rank_weights<V>(queries_, strip, tile, scores);
+    if (p_.weights.data != nullptr) store_tile<V>(queries_, p_.weights, strip, tile, T(0), scores);
+  }
+
+  Values values_;
+  std::uint64_t kept_[kTileKeys];
 };
+
+// The states of the parts of a block, as save_part wrote them, to its output.
+template <class V, class X>
+void merge_parts(const AttentionParams<X>& p, const AttentionBlock& block, const Compute<X>* parts,
+                 std::int64_t count, std::int64_t step, Compute<X>* scratch) noexcept {
+  using T = Compute<X>;
+  const std::int64_t columns = p.value.shape[3];
+  const Workspace<T> w(scratch, p.query.shape[3], columns);
+  const Queries<X> queries(p, block);
+  const auto bytes = sizeof(T) * static_cast<std::size_t>(queries.count * columns);
+  State<T> part = w.part;
+  clear_state<V>(w.total, queries.count, columns, true);
+  for (std::int64_t i = 0; i < count; ++i, parts += step) {
+    if (i == 0) {
+      std::memcpy(w.total.max, parts, sizeof(T) * kBlockRows);
+      std::memcpy(w.total.sum, parts + kBlockRows, sizeof(T) * kBlockRows);
+      std::memcpy(w.total.out, parts + 2 * kBlockRows, bytes);
+      continue;
+    }
+    std::memcpy(part.max, parts, sizeof(T) * kBlockRows);
+    std::memcpy(part.sum, parts + kBlockRows, sizeof(T) * kBlockRows);
+    std::memcpy(part.out, parts + 2 * kBlockRows, bytes);
+    merge_state<V>(w.total, part, queries.count, columns, true, w.scale, w.factor);
+  }
+  store_output<V>(queries, w.total, true, w.scale);
+}
 
 }  // namespace
 }  // namespace pyattn

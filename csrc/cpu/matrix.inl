@@ -16,6 +16,42 @@ namespace {
 template <class V>
 constexpr int kPanel = V::kVecs * V::kLanes;
 
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// Calls body(Count<n>) for the number of registers, 1..kVecs, that hold `lanes` queries.
+template <class V, int N = V::kVecs, class Body>
+PYATTN_INLINE void with_vecs(int lanes, Body&& body) {
+  if constexpr (N > 1) {
+    if (lanes <= (N - 1) * V::kLanes) {
+      with_vecs<V, N - 1>(lanes, body);
+      return;
+    }
+  }
+  body(Count<N>{});
+}
+
+// How the micro-kernels multiply operands of type U, of which a V is one register: numbers of the
+// arithmetic here; pairs of narrower ones where an instruction set multiplies those (pairs.inl).
+template <class V, class U>
+struct Products {
+  static PYATTN_INLINE V broadcast(const U* p) { return V::broadcast(*p); }
+  static PYATTN_INLINE V multiply_add(V a, V b, V sum) { return V::fma(a, b, sum); }
+};
+
+// What becomes of a dot product on its way to memory: nothing, or a multiplication.
+template <class V>
+struct Unscaled {
+  PYATTN_INLINE V operator()(V sum) const { return sum; }
+};
+template <class V>
+struct Scaled {
+  V factor;
+  PYATTN_INLINE V operator()(V sum) const { return sum * factor; }
+};
+
 // Rows that will be read soon. A kernel touches a few of them between two groups of its own rows,
 // so that the requests for memory spread over the arithmetic; asked for all at once they would fill
 // the miss queue and stall it. Masked rows may be among them: prefetching is not reading.
@@ -36,13 +72,13 @@ struct Ahead {
   }
 };
 
-// sums[row][lane] = sum_d panel[d][lane] * rows[row][d] for NR rows of K.
-template <class V, int NV, int NR>
-void dot_rows(const typename V::Scalar* panel, const typename V::Scalar* const* rows,
-              std::int64_t depth, typename V::Scalar* sums) {
+// sums[row][lane] = scale(sum_d panel[d][lane] * rows[row][d]) for NR rows of K.
+template <class V, int NV, int NR, class U, class Scale>
+void dot_rows(const U* panel, const U* const* rows, std::int64_t depth, const Scale& scale,
+              typename V::Scalar* sums) {
   using T = typename V::Scalar;
   V sum[NR][NV];
-  const T* row[NR];
+  const U* row[NR];
   PYATTN_UNROLL
   for (int i = 0; i < NR; ++i) {
     row[i] = rows[i];
@@ -55,23 +91,25 @@ void dot_rows(const typename V::Scalar* panel, const typename V::Scalar* const* 
     for (int v = 0; v < NV; ++v) query[v] = V::load(panel + d * kPanel<V> + v * V::kLanes);
     PYATTN_UNROLL
     for (int i = 0; i < NR; ++i) {
-      const V key = V::broadcast(row[i][d]);
+      const V key = Products<V, U>::broadcast(row[i] + d);
       PYATTN_UNROLL
-      for (int v = 0; v < NV; ++v) sum[i][v] = V::fma(query[v], key, sum[i][v]);
+      for (int v = 0; v < NV; ++v) {
+        sum[i][v] = Products<V, U>::multiply_add(query[v], key, sum[i][v]);
+      }
     }
   }
   PYATTN_UNROLL
   for (int i = 0; i < NR; ++i) {
     PYATTN_UNROLL
-    for (int v = 0; v < NV; ++v) sum[i][v].store(sums + i * kPanel<V> + v * V::kLanes);
+    for (int v = 0; v < NV; ++v) scale(sum[i][v]).store(sums + i * kPanel<V> + v * V::kLanes);
   }
 }
 
 // out[e][lane] = out[e][lane] * scale[lane] + sum_key p[key][lane] * rows[key][e] for NR columns e.
 // The tile is summed apart from the running output: two short sums err less than one long one.
-template <class V, int NV, int NR>
-void add_rows(const typename V::Scalar* p, const typename V::Scalar* const* rows, int keys,
-              std::int64_t column, const typename V::Scalar* scale, typename V::Scalar* out) {
+template <class V, int NV, int NR, class U>
+void add_rows(const U* p, const U* const* rows, int keys, std::int64_t column,
+              const typename V::Scalar* scale, typename V::Scalar* out) {
   using T = typename V::Scalar;
   V sum[NR][NV];
   PYATTN_UNROLL
@@ -81,14 +119,16 @@ void add_rows(const typename V::Scalar* p, const typename V::Scalar* const* rows
   }
   for (int k = 0; k < keys; ++k) {
     V weight[NV];
-    const T* row = rows[k] + column;
+    const U* row = rows[k] + column;
     PYATTN_UNROLL
     for (int v = 0; v < NV; ++v) weight[v] = V::load(p + k * kPanel<V> + v * V::kLanes);
     PYATTN_UNROLL
     for (int i = 0; i < NR; ++i) {
-      const V value = V::broadcast(row[i]);
+      const V value = Products<V, U>::broadcast(row + i);
       PYATTN_UNROLL
-      for (int v = 0; v < NV; ++v) sum[i][v] = V::fma(weight[v], value, sum[i][v]);
+      for (int v = 0; v < NV; ++v) {
+        sum[i][v] = Products<V, U>::multiply_add(weight[v], value, sum[i][v]);
+      }
     }
   }
   PYATTN_UNROLL
@@ -102,35 +142,33 @@ void add_rows(const typename V::Scalar* p, const typename V::Scalar* const* rows
   }
 }
 
-template <class V, int NV, int NR>
-void dot_tail(const typename V::Scalar* panel, const typename V::Scalar* const* rows, int count,
-              std::int64_t depth, typename V::Scalar* sums) {
+template <class V, int NV, int NR, class U, class Scale>
+void dot_tail(const U* panel, const U* const* rows, int count, std::int64_t depth,
+              const Scale& scale, typename V::Scalar* sums) {
   if constexpr (NR > 0) {
     if (count == NR) {
-      dot_rows<V, NV, NR>(panel, rows, depth, sums);
+      dot_rows<V, NV, NR>(panel, rows, depth, scale, sums);
     } else {
-      dot_tail<V, NV, NR - 1>(panel, rows, count, depth, sums);
+      dot_tail<V, NV, NR - 1>(panel, rows, count, depth, scale, sums);
     }
   }
 }
 
-template <class V, int NV>
-void dot_tile(const typename V::Scalar* panel, const typename V::Scalar* const* rows, int count,
-              std::int64_t depth, const Ahead<typename V::Scalar>& ahead,
-              typename V::Scalar* sums) {
+template <class V, int NV, class U, class X, class Scale = Unscaled<V>>
+void dot_tile(const U* panel, const U* const* rows, int count, std::int64_t depth,
+              const Ahead<X>& ahead, typename V::Scalar* sums, const Scale& scale = {}) {
   int i = 0;
   for (; i + V::kRows <= count; i += V::kRows) {
     ahead.touch(i, V::kRows);
-    dot_rows<V, NV, V::kRows>(panel, rows + i, depth, sums + i * kPanel<V>);
+    dot_rows<V, NV, V::kRows>(panel, rows + i, depth, scale, sums + i * kPanel<V>);
   }
   ahead.touch(i, V::kRows);
-  dot_tail<V, NV, V::kRows - 1>(panel, rows + i, count - i, depth, sums + i * kPanel<V>);
+  dot_tail<V, NV, V::kRows - 1>(panel, rows + i, count - i, depth, scale, sums + i * kPanel<V>);
 }
 
-template <class V, int NV, int NR>
-void add_tail(const typename V::Scalar* p, const typename V::Scalar* const* rows, int keys,
-              std::int64_t column, std::int64_t columns, const typename V::Scalar* scale,
-              typename V::Scalar* out) {
+template <class V, int NV, int NR, class U>
+void add_tail(const U* p, const U* const* rows, int keys, std::int64_t column, std::int64_t columns,
+              const typename V::Scalar* scale, typename V::Scalar* out) {
   if constexpr (NR > 0) {
     if (columns - column == NR) {
       add_rows<V, NV, NR>(p, rows, keys, column, scale, out);
@@ -140,10 +178,9 @@ void add_tail(const typename V::Scalar* p, const typename V::Scalar* const* rows
   }
 }
 
-template <class V, int NV>
-void add_tile(const typename V::Scalar* p, const typename V::Scalar* const* rows, int keys,
-              std::int64_t columns, const typename V::Scalar* scale,
-              const Ahead<typename V::Scalar>& ahead, typename V::Scalar* out) {
+template <class V, int NV, class U, class X>
+void add_tile(const U* p, const U* const* rows, int keys, std::int64_t columns,
+              const typename V::Scalar* scale, const Ahead<X>& ahead, typename V::Scalar* out) {
   if (columns == 0) return;
   const std::int64_t share = ahead.rows * V::kRows / columns + 1;
   std::int64_t next = 0;
@@ -157,9 +194,9 @@ void add_tile(const typename V::Scalar* p, const typename V::Scalar* const* rows
 
 // to[c][r] = from[r][c], rows given by pointers, unit stride along a row; `to` has a fixed row
 // length. Rows from `count` up to the next multiple of kLanes are written as 0.
-template <class V>
-void transpose_in(const typename V::Scalar* const* from, int count, std::int64_t columns,
-                  typename V::Scalar* to, std::int64_t to_stride) {
+template <class V, class X, class U>
+void transpose_in(const X* const* from, int count, std::int64_t columns, U* to,
+                  std::int64_t to_stride) {
   using T = typename V::Scalar;
   constexpr int L = V::kLanes;
   for (int r = 0; r < count; r += L) {
@@ -178,9 +215,9 @@ void transpose_in(const typename V::Scalar* const* from, int count, std::int64_t
 
 // to[r][c] = from[c][r] * scale[r]: back to rows given by pointers; `from` has a fixed row length
 // that is a multiple of kLanes. A null scale is 1.
-template <class V>
+template <class V, class X>
 void transpose_out(const typename V::Scalar* from, std::int64_t from_stride, std::int64_t columns,
-                   const typename V::Scalar* scale, typename V::Scalar* const* to, int count) {
+                   const typename V::Scalar* scale, X* const* to, int count) {
   using T = typename V::Scalar;
   constexpr int L = V::kLanes;
   for (int r = 0; r < count; r += L) {

@@ -1,5 +1,4 @@
-// Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762):
-//   s_ij = scale * q_i . k_j, then the block loop of attention.inl.
+// Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762): score = scale * q . k.
 // The scale is folded into the packed queries, so a score costs D multiply-adds and nothing else.
 #pragma once
 
@@ -8,54 +7,65 @@
 namespace pyattn {
 namespace {
 
-template <class V>
+template <class V, class X>
 class DotScore {
  public:
-  using T = typename V::Scalar;
+  using T = Compute<X>;
 
-  DotScore(const AttentionParams<T>& p, const Queries<T>& queries, const Workspace<T>& w)
-      : query_(w.query), depth_(p.query.shape[3]), few_(is_few<V>(queries.count)) {
+  DotScore(const Queries<X>& queries, const Workspace<T>& w)
+      : w_(w),
+        depth_(queries.p.query.shape[3]),
+        step_(queries.p.key.stride[3]),
+        count_(queries.count),
+        few_(is_few<V>(queries.count)) {
+    const AttentionParams<X>& p = queries.p;
     if (!few_) {
-      load_queries<V>(p, queries, depth_, p.scale, query_);
+      load_queries<V>(queries, depth_, p.scale, w.query);
       return;
     }
-    for (int lane = 0; lane < queries.count; ++lane) {
-      const T* row = queries.start(p.query.data, p.query.stride, lane);
-      for (std::int64_t d = 0; d < depth_; ++d) {
-        query_[lane * depth_ + d] = row[d * p.query.stride[3]] * p.scale;
+    const V scale = V::broadcast(p.scale);
+    for (int lane = 0; lane < count_; ++lane) {
+      const X* row = queries.input(p.query.data, p.query.stride, lane);
+      T* copy = w.query + lane * depth_;
+      const T* dense = unit_row<V>(row, p.query.stride[3], depth_, copy);
+      for (std::int64_t d = 0; d < depth_; d += V::kLanes) {
+        store_left(load_left<V>(dense + d, depth_ - d) * scale, copy + d, depth_ - d);
       }
     }
   }
 
-  void begin(const Tile<T>&) {}
-
-  template <int NV>
-  void strip(const Tile<T>& tile, const Strip<V>& strip, const Ahead<T>& ahead, T* sums) const {
-    if (few_) {
-      for (int k = 0; k < strip.keys; ++k) {
-        ahead.touch(k, 1);
-        T* place = sums + k * kPanel<V>;
-        V::broadcast(T(0)).store(place);  // the lanes without a query
-        for (int lane = 0; lane < strip.lanes; ++lane) {
-          place[lane] = dot_across<V>(query_ + lane * depth_, tile.key[k], depth_);
-        }
-      }
-      return;
+  void begin(const Tile<X>& tile) {
+    if (few_ && step_ == 1) return;
+    for (int k = 0; k < tile.count; ++k) {
+      key_[k] = unit_row<V>(tile.key[k], step_, depth_, w_.keys + k * depth_);
     }
-    dot_tile<V, NV>(query_ + panel_offset<V>(strip.lane, depth_), tile.key, strip.keys, depth_,
-                    ahead, sums);
+  }
+
+  // `ahead`: rows that are wanted after these keys.
+  template <int NV>
+  void strip(const Tile<X>& tile, const Strip<V>& strip, const Ahead<X>& ahead, T* sums) const {
+    if (!few_) {
+      dot_tile<V, NV>(w_.query + panel_offset<V>(strip.lane, depth_), key_, strip.keys, depth_,
+                      ahead, sums);
+    } else if (step_ == 1) {
+      dot_few<V>(w_.query, count_, depth_, tile.key, strip.keys, ahead, sums);
+    } else {
+      dot_few<V>(w_.query, count_, depth_, key_, strip.keys, Ahead<T>{}, sums);
+    }
   }
 
  private:
-  T* query_;
+  const Workspace<T>& w_;
   std::int64_t depth_;
+  std::int64_t step_;
+  int count_;
   bool few_;  // queries are rows, not panels
+  const T* key_[kTileKeys];
 };
 
-template <class V>
-void sdpa(const AttentionParams<typename V::Scalar>& p, const AttentionBlock& block,
-          typename V::Scalar* scratch) noexcept {
-  Block<V, DotScore<V>>(p, block, scratch).run();
+template <class V, class X>
+void sdpa(const AttentionParams<X>& p, const AttentionBlock& block, Compute<X>* scratch) noexcept {
+  Block<V, X, DotScore<V, X>>(p, block, scratch).run();
 }
 
 }  // namespace

@@ -1,17 +1,73 @@
-// One step of the online softmax on a tile of scores: masks, running maximum, numerators, sum.
-// The recurrence is described in attention.inl.
+// What happens to a tile of scores between the two products: softcap, biases, masks, and one step
+// of the online softmax. The recurrence is described in attention.inl.
 #pragma once
 
-#include "cpu/tile.inl"
+#include "cpu/random.inl"
+#include "cpu/workspace.inl"
 
 namespace pyattn {
 namespace {
 
-// s = s + bias, and -inf where masked; `bias` and `scores` start at the panel of `lane`.
+// Queries that go through a tile together. Where pairs are masked, narrower strips of a panel
+// follow the diagonal of the causal mask more closely: a strip ends at the last key it may attend
+// to.
+template <class V>
+struct Strip {
+  int lane;
+  int lanes;
+  int keys;
+};
+
+template <class V, class X, class Body>
+void for_each_strip(const Tile<X>& tile, int count, Body&& body) {
+  constexpr int kNarrow = 32 < kPanel<V> ? 32 : kPanel<V>;
+  const int width = tile.partial ? kNarrow : kPanel<V>;
+  for (int lane = 0; lane < count; lane += width) {
+    Strip<V> strip{lane, count - lane < width ? count - lane : width, tile.count};
+    if (tile.partial) {
+      const std::uint64_t mine = low_bits(strip.lanes) << lane;
+      while (strip.keys > 0 && (tile.bits[strip.keys - 1] & mine) == 0) --strip.keys;
+    }
+    if (strip.keys > 0) with_vecs<V>(strip.lanes, [&](auto vecs) { body(vecs, strip); });
+  }
+}
+
+// s = cap tanh(s / cap)
 template <class V, int NV>
-void mask_scores(const Tile<typename V::Scalar>& tile, int lane, int keys,
-                 const typename V::Scalar* bias, typename V::Scalar* scores) {
+void cap_scores(int keys, typename V::Scalar cap, typename V::Scalar* scores) {
   using T = typename V::Scalar;
+  const V limit = V::broadcast(cap);
+  const V inverse = V::broadcast(T(1) / cap);
+  for (int k = 0; k < keys; ++k) {
+    for (int v = 0; v < NV; ++v) {
+      T* place = scores + k * kPanel<V> + v * V::kLanes;
+      (limit * tanh_accurate(V::load(place) * inverse)).store(place);
+    }
+  }
+}
+
+// s = s - slope |p - j|; `slope` and `relative` start at the strip's first lane.
+template <class V, int NV>
+void slope_scores(const int* index, int keys, const typename V::Scalar* slope,
+                  const typename V::Scalar* relative, typename V::Scalar* scores) {
+  using T = typename V::Scalar;
+  for (int v = 0; v < NV; ++v) {
+    const int at = v * V::kLanes;
+    const V factor = V::load(slope + at);
+    const V position = V::load(relative + at);
+    for (int k = 0; k < keys; ++k) {
+      T* place = scores + k * kPanel<V> + at;
+      const V distance = abs(position - V::broadcast(static_cast<T>(index[k])));
+      V::fnma(factor, distance, V::load(place)).store(place);
+    }
+  }
+}
+
+// s = s + bias, and -inf where masked; `bias` and `scores` start at the panel of the strip.
+template <class V, int NV, class X>
+void mask_scores(const Tile<X>& tile, int lane, int keys, const Compute<X>* bias,
+                 Compute<X>* scores) {
+  using T = Compute<X>;
   const V masked = V::broadcast(-static_cast<T>(HUGE_VAL));
   for (int k = 0; k < keys; ++k) {
     for (int v = 0; v < NV; ++v) {
@@ -23,14 +79,6 @@ void mask_scores(const Tile<typename V::Scalar>& tile, int lane, int keys,
       s.store(place);
     }
   }
-}
-
-// The exponents are taken relative to this: 0 where no key was allowed yet.
-template <class V>
-PYATTN_INLINE V finite_max(V max) {
-  using T = typename V::Scalar;
-  const V masked = V::broadcast(-static_cast<T>(HUGE_VAL));
-  return V::select(V::equal(max, masked), V::broadcast(T(0)), max);
 }
 
 // Scores to numerators in place; updates m and l and leaves a in `scale`.
@@ -70,6 +118,33 @@ void softmax_step(int keys, typename V::Scalar* scores, typename V::Scalar* max,
   for (int v = 0; v < NV; ++v) {
     const V l = V::load(sum + v * V::kLanes);
     V::fma(l, V::load(scale + v * V::kLanes), total[v]).store(sum + v * V::kLanes);
+  }
+}
+
+// kept[i] = the lanes whose weight for key i of the tile is not dropped.
+template <class X>
+void load_dropout(const Queries<X>& queries, const Tile<X>& tile,
+                  std::uint64_t (&kept)[kTileKeys]) {
+  const auto& dropout = queries.p.dropout;
+  for (int lane = 0; lane < kTileKeys; ++lane) kept[lane] = 0;
+  for (int lane = 0; lane < queries.count; ++lane) {
+    kept[lane] = kept_keys(dropout.seed, queries.block.batch, queries.head(lane),
+                           queries.source(lane), tile.first, dropout.threshold);
+  }
+  transpose_bits(kept);
+  for (int i = 0; i < tile.count; ++i) kept[i] = kept[tile.index[i]];
+}
+
+template <class V, int NV>
+void drop_numerators(const std::uint64_t* kept, int lane, int keys, typename V::Scalar* p) {
+  using T = typename V::Scalar;
+  for (int k = 0; k < keys; ++k) {
+    for (int v = 0; v < NV; ++v) {
+      const int at = v * V::kLanes;
+      T* place = p + k * kPanel<V> + at;
+      V::select(V::from_bits(kept[k] >> (lane + at)), V::load(place), V::broadcast(T(0)))
+          .store(place);
+    }
   }
 }
 

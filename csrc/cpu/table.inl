@@ -5,7 +5,9 @@
 #include "cpu/additive.inl"
 #include "cpu/elementwise.inl"
 #include "cpu/normalisation.inl"
+#include "cpu/rotary.inl"
 #include "cpu/sdpa.inl"
+#include "cpu/sdpa_backward.inl"
 
 #ifndef PYATTN_ISA_FLAGS
 #define PYATTN_ISA_FLAGS ""
@@ -16,12 +18,25 @@ namespace {
 
 template <class V>
 constexpr Kernels<typename V::Scalar> kernels_for() {
-  return {.sdpa = sdpa<V>,
-          .additive = additive<V>,
-          .erf = erf_array<V>,
+  return {.erf = erf_array<V>,
           .gelu = gelu_array<V>,
           .softmax = softmax_rows<V>,
-          .layer_norm = layer_norm_rows<V>};
+          .layer_norm = layer_norm_rows<V>,
+          .rms_norm = rms_norm_rows<V>,
+          .rms_norm_gradient = rms_norm_gradient_rows<V>,
+          .rotary = rotary<V>};
+}
+
+template <class V, class X>
+constexpr AttentionKernels<X> attention_for() {
+  AttentionKernels<X> table{.sdpa = sdpa<V, X>, .additive = nullptr, .merge = merge_parts<V, X>};
+  table.backward = {.add = add_gradients<V, X>,
+                    .store_query = store_query_gradients<V, X>,
+                    .store_keys = store_key_gradients<V, X>,
+                    .add_scores = add_scores<V, X>,
+                    .store_scores = store_scores<V, X>};
+  if constexpr (sizeof(X) == sizeof(Compute<X>)) table.additive = additive<V>;
+  return table;
 }
 
 template <class VecFloat, class VecDouble>
@@ -29,7 +44,11 @@ constexpr KernelTable make_table(const char* name) {
   return {.name = name,
           .flags = PYATTN_ISA_FLAGS,
           .f32 = kernels_for<VecFloat>(),
-          .f64 = kernels_for<VecDouble>()};
+          .f64 = kernels_for<VecDouble>(),
+          .attention_f32 = attention_for<VecFloat, float>(),
+          .attention_f64 = attention_for<VecDouble, double>(),
+          .attention_f16 = attention_for<VecFloat, Half>(),
+          .attention_bf16 = attention_for<VecFloat, BFloat16>()};
 }
 
 }  // namespace

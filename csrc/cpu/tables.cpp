@@ -13,15 +13,20 @@ namespace {
 
 #if defined(PYATTN_X86) && defined(__GNUC__)
 // The compiler's builtin also asks whether the operating system saves the registers.
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #elif defined(PYATTN_X86)
 struct Features {
   bool avx2 = false;
   bool avx512 = false;
+  bool avx512bf16 = false;
 };
 
 Features features() {
@@ -33,13 +38,31 @@ Features features() {
   const unsigned long long saved = _xgetbv(0);
   __cpuidex(seven, 7, 0);
   const bool fma = (one[2] >> 12 & 1) != 0;
-  const bool avx2 = (saved & 0x6) == 0x6 && fma && (seven[1] >> 5 & 1) != 0;
+  const bool f16c = (one[2] >> 29 & 1) != 0;
+  const bool avx2 = (saved & 0x6) == 0x6 && fma && f16c && (seven[1] >> 5 & 1) != 0;
   const unsigned wanted = 1U << 16 | 1U << 17 | 1U << 30 | 1U << 31;  // F, DQ, BW, VL
   const bool avx512 = (static_cast<unsigned>(seven[1]) & wanted) == wanted;
-  return {avx2, avx2 && avx512 && (saved & 0xe6) == 0xe6};
+  const bool all = avx2 && avx512 && (saved & 0xe6) == 0xe6;
+  int more[4] = {};
+  if (seven[0] >= 1) __cpuidex(more, 7, 1);
+  return {avx2, all, all && (more[0] >> 5 & 1) != 0};
 }
 bool has_avx2() { return features().avx2; }
 bool has_avx512() { return features().avx512; }
+bool has_avx512bf16() { return features().avx512bf16; }
+#endif
+
+#ifdef PYATTN_X86
+const KernelTable& with_bf16() {
+  static const KernelTable table = [] {
+    KernelTable changed = avx512_table;
+    changed.name = "avx512bf16";
+    changed.flags = avx512bf16_table.flags;
+    changed.attention_bf16.sdpa = avx512bf16_table.sdpa;
+    return changed;
+  }();
+  return table;
+}
 #endif
 
 bool always() { return true; }
@@ -49,8 +72,7 @@ bool always() { return true; }
 std::vector<IsaEntry> built_isas() {
   return {
 #ifdef PYATTN_X86
-      {&avx512_table, has_avx512},
-      {&avx2_table, has_avx2},
+      {&with_bf16(), has_avx512bf16}, {&avx512_table, has_avx512}, {&avx2_table, has_avx2},
 #endif
 #ifdef PYATTN_NEON
       {&neon_table, always},  // part of every 64-bit Arm processor

@@ -20,32 +20,71 @@ constexpr std::uint64_t low_bits(std::int64_t count) {
 }
 
 // The queries of a block: lane i is row first_row + i % rows of head first_head + i / rows.
-template <class T>
+template <class X>
 struct Queries {
+  const AttentionParams<X>& p;
   const AttentionBlock& block;
   int count;
   std::uint64_t valid;
+  std::int32_t head_in_block[kBlockRows];  // of a lane, as is its row: a division each otherwise
+  std::int32_t row_in_block[kBlockRows];
+  std::int64_t position[kBlockRows];  // among the keys
+  std::int64_t lowest;
+  std::int64_t highest;
 
-  explicit Queries(const AttentionBlock& b)
-      : block(b), count(static_cast<int>(b.heads * b.rows)), valid(low_bits(count)) {}
-  std::int64_t head(int lane) const { return block.first_head + lane / block.rows; }
-  std::int64_t row(int lane) const { return block.first_row + lane % block.rows; }
+  Queries(const AttentionParams<X>& params, const AttentionBlock& b)
+      : p(params), block(b), count(static_cast<int>(b.heads * b.rows)), valid(low_bits(count)) {
+    for (int h = 0, lane = 0; h < block.heads; ++h) {
+      for (int i = 0; i < block.rows; ++i, ++lane) {
+        head_in_block[lane] = h;
+        row_in_block[lane] = i;
+      }
+    }
+    const std::int64_t start = p.query_starts == nullptr ? 0 : p.query_starts[block.batch];
+    lowest = highest = start + source(0);
+    for (int lane = 0; lane < count; ++lane) {
+      position[lane] = start + source(lane);
+      lowest = position[lane] < lowest ? position[lane] : lowest;
+      highest = position[lane] > highest ? position[lane] : highest;
+    }
+  }
+
+  std::int64_t head(int lane) const { return block.first_head + head_in_block[lane]; }
+  std::int64_t row(int lane) const { return block.first_row + row_in_block[lane]; }
+  // The row of the query and of the mask, which is also the one that dropout counts.
+  std::int64_t source(int lane) const { return p.rows == nullptr ? row(lane) : p.rows[row(lane)]; }
 
   template <class U>
-  U* start(U* data, const std::int64_t* stride, int lane) const {
-    return data + block.batch * stride[0] + head(lane) * stride[1] + row(lane) * stride[2];
+  U* at(U* data, const std::int64_t* stride, int lane, std::int64_t row_index) const {
+    const std::int64_t first = p.query_offsets == nullptr ? 0 : p.query_offsets[block.batch];
+    return data + block.batch * stride[0] + head(lane) * stride[1] +
+           (first + row_index) * stride[2];
+  }
+  // Where the row of an input and of an output starts.
+  template <class U>
+  U* input(U* data, const std::int64_t* stride, int lane) const {
+    return at(data, stride, lane, source(lane));
+  }
+  template <class U>
+  U* output(U* data, const std::int64_t* stride, int lane) const {
+    return at(data, stride, lane, row(lane));
   }
 };
 
-template <class T>
+// X: the type of K and V in memory. Rows are given by pointers and may have a stride until a
+// mechanism and load_values ask for rows that a micro-kernel can read.
+template <class X>
 struct Tile {
-  int count = 0;         // keys kept
-  int width = 0;         // keys looked at
-  bool partial = false;  // some pair of a kept key and a query is masked
+  using T = Compute<X>;
+
+  std::int64_t first = 0;  // the key at index 0
+  int count = 0;           // keys kept
+  int width = 0;           // keys looked at
+  bool partial = false;    // some pair of a kept key and a query is masked
   bool biased = false;
   int index[kTileKeys];           // position of a kept key in the tile
   std::uint64_t bits[kTileKeys];  // of a kept key: the lanes that may attend to it
-  const T* key[kTileKeys];
+  const X* key[kTileKeys];
   const T* value[kTileKeys];
   int odd_count = 0;  // kept keys whose value row is not finite and is partly masked
   int odd[kTileKeys];
@@ -83,14 +122,15 @@ inline std::uint64_t nonzero_bits(const std::uint8_t* byte, std::int64_t stride,
   return bits;
 }
 
-// allowed[j] = lanes that may attend to key first + j by the causal rule and a boolean mask.
+// allowed[j] = lanes that may attend to key first + j by position and by a boolean mask.
 // False when every pair is allowed; `allowed` is then untouched.
-template <class T>
-bool restrict_tile(const AttentionParams<T>& p, const Queries<T>& queries, std::int64_t first,
+template <class X>
+bool restrict_tile(const AttentionParams<X>& p, const Queries<X>& queries, std::int64_t first,
                    int width, std::uint64_t (&allowed)[kTileKeys]) {
-  const bool causal = p.is_causal && first + width - 1 > queries.block.first_row;
+  const bool ends = p.right < kUnbounded && first + width - 1 > queries.lowest + p.right;
+  const bool begins = p.left < kUnbounded && first < queries.highest - p.left;
   const bool masked = p.mask.kind == MaskKind::boolean;
-  if (!causal && !masked) return false;
+  if (!ends && !begins && !masked) return false;
   const auto* mask = static_cast<const std::uint8_t*>(p.mask.data) + first * p.mask.stride[3];
   const bool same_row =
       p.mask.stride[2] == 0 && (p.mask.stride[1] == 0 || queries.block.heads == 1);
@@ -98,14 +138,15 @@ bool restrict_tile(const AttentionParams<T>& p, const Queries<T>& queries, std::
   std::uint64_t intersection = all;
   std::uint64_t shared = all;
   if (masked && same_row) {
-    shared = nonzero_bits(queries.start(mask, p.mask.stride, 0), p.mask.stride[3], width);
+    shared = nonzero_bits(queries.input(mask, p.mask.stride, 0), p.mask.stride[3], width);
   }
   for (int lane = 0; lane < queries.count; ++lane) {
     std::uint64_t row = shared;
     if (masked && !same_row) {
-      row = nonzero_bits(queries.start(mask, p.mask.stride, lane), p.mask.stride[3], width);
+      row = nonzero_bits(queries.input(mask, p.mask.stride, lane), p.mask.stride[3], width);
     }
-    if (causal) row &= low_bits(queries.row(lane) - first + 1);
+    if (ends) row &= low_bits(queries.position[lane] + p.right - first + 1);
+    if (begins) row &= ~low_bits(queries.position[lane] - p.left - first);
     allowed[lane] = row;
     intersection &= row;
   }
@@ -116,24 +157,23 @@ bool restrict_tile(const AttentionParams<T>& p, const Queries<T>& queries, std::
 }
 
 // Transposes the additive mask of the tile to bias[panel][key][lane] and clears the pairs at -inf.
-template <class V>
-void load_bias(const AttentionParams<typename V::Scalar>& p,
-               const Queries<typename V::Scalar>& queries, std::int64_t first, int width,
-               typename V::Scalar* bias, std::uint64_t (&allowed)[kTileKeys]) {
-  using T = typename V::Scalar;
-  const auto* mask = static_cast<const T*>(p.mask.data) + first * p.mask.stride[3];
+template <class V, class X>
+void load_bias(const AttentionParams<X>& p, const Queries<X>& queries, std::int64_t first,
+               int width, Compute<X>* bias, std::uint64_t (&allowed)[kTileKeys]) {
+  using T = Compute<X>;
+  const auto* mask = static_cast<const X*>(p.mask.data) + first * p.mask.stride[3];
   const V masked = V::broadcast(-static_cast<T>(HUGE_VAL));
   for (int lane = 0; lane < queries.count; lane += kPanel<V>) {
     const int lanes = queries.count - lane < kPanel<V> ? queries.count - lane : kPanel<V>;
-    const T* row[kPanel<V>];
-    for (int i = 0; i < lanes; ++i) row[i] = queries.start(mask, p.mask.stride, lane + i);
+    const X* row[kPanel<V>];
+    for (int i = 0; i < lanes; ++i) row[i] = queries.input(mask, p.mask.stride, lane + i);
     T* panel = bias + static_cast<std::int64_t>(lane) * kTileKeys;
     if (p.mask.stride[3] == 1) {
       transpose_in<V>(row, lanes, width, panel, kPanel<V>);
     } else {
       for (int k = 0; k < width; ++k) {
         for (int i = 0; i < kPanel<V>; ++i) {
-          panel[k * kPanel<V> + i] = i < lanes ? row[i][k * p.mask.stride[3]] : T(0);
+          panel[k * kPanel<V> + i] = i < lanes ? widen<V>(row[i] + k * p.mask.stride[3]) : T(0);
         }
       }
     }
@@ -146,8 +186,8 @@ void load_bias(const AttentionParams<typename V::Scalar>& p,
   }
 }
 
-template <class V>
-bool finite(const typename V::Scalar* row, std::int64_t columns) {
+template <class V, class X>
+bool finite(const X* row, std::int64_t columns) {
   using T = typename V::Scalar;
   const V zero = V::broadcast(T(0));
   V sum = zero;
@@ -157,29 +197,68 @@ bool finite(const typename V::Scalar* row, std::int64_t columns) {
   return V::to_bits(V::equal(sum, zero)) == low_bits(V::kLanes);
 }
 
-// A row of K or V with unit stride: where it lies, or copied to `copy`.
-template <class T>
-const T* unit_row(const View<const T, 4>& view, std::int64_t batch, std::int64_t head,
-                  std::int64_t index, T* copy) {
-  const T* row =
-      view.data + batch * view.stride[0] + head * view.stride[1] + index * view.stride[2];
-  const std::int64_t step = view.stride[3];
-  if (step == 1) return row;
-  for (std::int64_t d = 0; d < view.shape[3]; ++d) copy[d] = row[d * step];
+// Row `index` of K or V of a batch entry, wherever it lies.
+template <class X>
+const X* row_of(const AttentionParams<X>& p, const View<const X, 4>& view, std::int64_t batch,
+                std::int64_t head, std::int64_t index) {
+  if (p.pages.table != nullptr) {
+    batch = p.pages.table[batch * p.pages.stride + index / p.pages.size];
+    index %= p.pages.size;
+  } else if (p.key_offsets != nullptr) {
+    index += p.key_offsets[batch];
+  }
+  return view.data + batch * view.stride[0] + head * view.stride[1] + index * view.stride[2];
+}
+
+// Rows `first`, first + 1, ... of K or V: one step apart unless they are in pages.
+template <class X>
+struct TileRows {
+  const AttentionParams<X>& p;
+  const View<const X, 4>& view;
+  std::int64_t batch;
+  std::int64_t head;
+  std::int64_t first;
+  const X* start;
+
+  TileRows(const AttentionParams<X>& params, const View<const X, 4>& rows, std::int64_t b,
+           std::int64_t h, std::int64_t from)
+      : p(params), view(rows), batch(b), head(h), first(from), start(row_of(p, view, b, h, from)) {}
+
+  PYATTN_INLINE const X* operator[](int k) const {
+    if (p.pages.table != nullptr) return row_of(p, view, batch, head, first + k);
+    return start + k * view.stride[2];
+  }
+};
+
+// A row in the type of the arithmetic and with unit stride: where it lies, or copied to `copy`.
+template <class V, class X>
+const Compute<X>* unit_row(const X* row, std::int64_t step, std::int64_t columns,
+                           Compute<X>* copy) {
+  if constexpr (sizeof(X) == sizeof(Compute<X>)) {
+    if (step == 1) return row;
+  }
+  if (step == 1) {
+    for (std::int64_t d = 0; d < columns; d += V::kLanes) {
+      store_left(load_left<V>(row + d, columns - d), copy + d, columns - d);
+    }
+    return copy;
+  }
+  for (std::int64_t d = 0; d < columns; ++d) copy[d] = widen<V>(row + d * step);
   return copy;
 }
 
 // Rows of V for the product. A row that must not be multiplied by 0 goes to the list of odd ones.
-template <class V>
-void load_values(const AttentionParams<typename V::Scalar>& p,
-                 const Queries<typename V::Scalar>& queries, std::int64_t group, std::int64_t first,
-                 typename V::Scalar* copies, const typename V::Scalar* zeros,
-                 Tile<typename V::Scalar>& tile) {
+template <class V, class X>
+void load_values(const AttentionParams<X>& p, const Queries<X>& queries, std::int64_t group,
+                 Compute<X>* copies, const Compute<X>* zeros, const Ahead<X>& ahead,
+                 Tile<X>& tile) {
   const std::int64_t columns = p.value.shape[3];
   tile.odd_count = 0;
+  const TileRows<X> rows(p, p.value, queries.block.batch, group, tile.first);
   for (int i = 0; i < tile.count; ++i) {
+    ahead.touch(i, 1);
     tile.value[i] =
-        unit_row(p.value, queries.block.batch, group, first + tile.index[i], copies + i * columns);
+        unit_row<V>(rows[tile.index[i]], p.value.stride[3], columns, copies + i * columns);
     if (!tile.partial || tile.bits[i] == queries.valid) continue;
     if (finite<V>(tile.value[i], columns)) continue;
     tile.odd[tile.odd_count] = i;
@@ -189,14 +268,24 @@ void load_values(const AttentionParams<typename V::Scalar>& p,
 }
 
 // Fills `tile` for keys first .. first + width - 1, less those that nobody may attend to.
-template <class V>
-void load_tile(const AttentionParams<typename V::Scalar>& p,
-               const Queries<typename V::Scalar>& queries, std::int64_t group, std::int64_t first,
-               int width, typename V::Scalar* bias, typename V::Scalar* key_copies,
-               Tile<typename V::Scalar>& tile) {
+template <class V, class X>
+void load_tile(const AttentionParams<X>& p, const Queries<X>& queries, std::int64_t group,
+               std::int64_t first, int width, Compute<X>* bias, Tile<X>& tile) {
   std::uint64_t allowed[kTileKeys];
+  tile.first = first;
   tile.biased = p.mask.kind == MaskKind::additive;
   const bool restricted = restrict_tile(p, queries, first, width, allowed);
+  const TileRows<X> rows(p, p.key, queries.block.batch, group, first);
+  if (!restricted && !tile.biased) {
+    for (int k = 0; k < width; ++k) {
+      tile.bits[k] = queries.valid;
+      tile.index[k] = k;
+      tile.key[k] = rows[k];
+    }
+    tile.count = tile.width = width;
+    tile.partial = false;
+    return;
+  }
   if (!restricted) {
     for (int k = 0; k < width; ++k) allowed[k] = queries.valid;
   }
@@ -209,8 +298,7 @@ void load_tile(const AttentionParams<typename V::Scalar>& p,
     tile.partial |= allowed[k] != queries.valid;
     tile.bits[tile.count] = allowed[k];
     tile.index[tile.count] = k;
-    tile.key[tile.count] = unit_row(p.key, queries.block.batch, group, first + k,
-                                    key_copies + tile.count * p.key.shape[3]);
+    tile.key[tile.count] = rows[k];
     ++tile.count;
   }
 }

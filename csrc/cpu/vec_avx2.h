@@ -1,9 +1,11 @@
-// Eight floats in a register: AVX2 and FMA. The interface is described in vec_scalar.h.
+// Eight floats in a register: AVX2, FMA and F16C. The interface is described in vec_scalar.h.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
+
+#include "core/params.h"
 
 namespace pyattn {
 namespace {
@@ -28,6 +30,51 @@ struct Avx2 {
   static Avx2 load(const float* p, int count) { return {_mm256_maskload_ps(p, first(count))}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(float* p, int count) const { _mm256_maskstore_ps(p, first(count), v); }
+
+  static Avx2 load(const Half* p) { return {_mm256_cvtph_ps(eight(p))}; }
+  static Avx2 load(const Half* p, int count) { return {_mm256_cvtph_ps(eight(p, count))}; }
+  static Avx2 load(const BFloat16* p) { return widened(eight(p)); }
+  static Avx2 load(const BFloat16* p, int count) { return widened(eight(p, count)); }
+  void store(Half* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves()); }
+  void store(Half* p, int count) const { store_first(halves(), p, count); }
+  void store(BFloat16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bfloats()); }
+  void store(BFloat16* p, int count) const { store_first(bfloats(), p, count); }
+
+  template <class X>
+  static __m128i eight(const X* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
+  // There is no masked load of 16-bit elements.
+  template <class X>
+  static __m128i eight(const X* p, int count) {
+    X lane[8] = {};
+    for (int i = 0; i < count; ++i) lane[i] = p[i];
+    return eight(lane);
+  }
+  template <class X>
+  static void store_first(__m128i x, X* p, int count) {
+    X lane[8];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(lane), x);
+    for (int i = 0; i < count; ++i) p[i] = lane[i];
+  }
+  static Avx2 widened(__m128i x) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
+  }
+  __m128i halves() const {
+    return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // Adds just under half a unit, and one more where the unit is odd; a NaN is only made quiet.
+  __m128i bfloats() const {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i rounded = _mm256_blendv_epi8(_mm256_add_epi32(bits, half), quiet, nan);
+    const __m256i upper = _mm256_srli_epi32(rounded, 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+  }
+
   static Avx2 broadcast(float x) { return {_mm256_set1_ps(x)}; }
 
   friend Avx2 operator+(Avx2 a, Avx2 b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -68,6 +115,8 @@ struct Avx2 {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_mul_ps(p.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
   }
+
+  static Avx2 swap_pairs(Avx2 x) { return {_mm256_permute_ps(x.v, 0xb1)}; }
 
   static void transpose(Avx2 (&r)[8]) {
     __m256 a[8];

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cpu/half.inl"
+
 namespace pyattn {
 namespace {
 
@@ -25,6 +27,52 @@ struct Avx512 {
   static Avx512 load(const float* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, int count) const { _mm512_mask_storeu_ps(p, first(count), v); }
+
+  static Avx512 load(const Half* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(whole(p)))}; }
+  static Avx512 load(const Half* p, int count) {
+    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), p))};
+  }
+  static Avx512 load(const BFloat16* p) { return widened(_mm256_loadu_si256(whole(p))); }
+  static Avx512 load(const BFloat16* p, int count) {
+    return widened(_mm256_maskz_loadu_epi16(first(count), p));
+  }
+  // The bits of pairs, to move and transpose them.
+  static Avx512 load(const BFloat16Pair* p) { return {_mm512_loadu_ps(p)}; }
+  static Avx512 load(const BFloat16Pair* p, int count) {
+    return {_mm512_maskz_loadu_ps(first(count), p)};
+  }
+  void store(BFloat16Pair* p) const { _mm512_storeu_ps(p, v); }
+
+  void store(Half* p) const { _mm256_storeu_si256(whole(p), halves()); }
+  void store(Half* p, int count) const { _mm256_mask_storeu_epi16(p, first(count), halves()); }
+  void store(BFloat16* p) const { _mm256_storeu_si256(whole(p), bfloats()); }
+  void store(BFloat16* p, int count) const { _mm256_mask_storeu_epi16(p, first(count), bfloats()); }
+
+  template <class X>
+  static const __m256i* whole(const X* p) {
+    return reinterpret_cast<const __m256i*>(p);
+  }
+  template <class X>
+  static __m256i* whole(X* p) {
+    return reinterpret_cast<__m256i*>(p);
+  }
+  static Avx512 widened(__m256i x) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
+  }
+  __m256i halves() const {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // Adds just under half a unit, and one more where the unit is odd; a NaN is only made quiet.
+  __m256i bfloats() const {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const Mask nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i rounded =
+        _mm512_mask_or_epi32(_mm512_add_epi32(bits, half), nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  }
+
   static Avx512 broadcast(float x) { return {_mm512_set1_ps(x)}; }
 
   friend Avx512 operator+(Avx512 a, Avx512 b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -56,6 +104,8 @@ struct Avx512 {
     return {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF)};
   }
   static Avx512 exp2_join(Avx512 p, Avx512 n) { return {_mm512_scalef_ps(p.v, n.v)}; }
+
+  static Avx512 swap_pairs(Avx512 x) { return {_mm512_permute_ps(x.v, 0xb1)}; }
 
   static void transpose(Avx512 (&r)[16]) {
     __m512 a[16];

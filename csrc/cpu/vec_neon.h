@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "core/params.h"
+
 namespace pyattn {
 namespace {
 
@@ -23,17 +25,36 @@ struct Neon {
   float32x4_t v;
 
   static Neon load(const float* p) { return {vld1q_f32(p)}; }
-  static Neon load(const float* p, int count) {
-    float lane[4] = {};
+  void store(float* p) const { vst1q_f32(p, v); }
+
+  static Neon load(const Half* p) { return widened(p, vld1_u16(&p->bits)); }
+  static Neon load(const BFloat16* p) { return widened(p, vld1_u16(&p->bits)); }
+  template <class X>
+  static Neon load(const X* p, int count) {
+    X lane[4] = {};
     for (int i = 0; i < count; ++i) lane[i] = p[i];
     return load(lane);
   }
-  void store(float* p) const { vst1q_f32(p, v); }
-  void store(float* p, int count) const {
-    float lane[4];
-    vst1q_f32(lane, v);
+  void store(Half* p) const { vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+  // Adds just under half a unit, and one more where the unit is odd; a NaN is only made quiet.
+  void store(BFloat16* p) const {
+    const uint32x4_t bits = vreinterpretq_u32_f32(v);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
+    vst1_u16(&p->bits, vshrn_n_u32(vbslq_u32(vceqq_f32(v, v), rounded, quiet), 16));
+  }
+  template <class X>
+  void store(X* p, int count) const {
+    X lane[4];
+    store(lane);
     for (int i = 0; i < count; ++i) p[i] = lane[i];
   }
+  static Neon widened(const Half*, uint16x4_t x) { return {vcvt_f32_f16(vreinterpret_f16_u16(x))}; }
+  static Neon widened(const BFloat16*, uint16x4_t x) {
+    return {vreinterpretq_f32_u32(vshll_n_u16(x, 16))};
+  }
+
   static Neon broadcast(float x) { return {vdupq_n_f32(x)}; }
 
   friend Neon operator+(Neon a, Neon b) { return {vaddq_f32(a.v, b.v)}; }
@@ -74,6 +95,8 @@ struct Neon {
     const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127));
     return {vmulq_f32(p.v, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)))};
   }
+
+  static Neon swap_pairs(Neon x) { return {vrev64q_f32(x.v)}; }
 
   static void transpose(Neon (&r)[4]) {
     const float32x4x2_t low = vtrnq_f32(r[0].v, r[1].v);

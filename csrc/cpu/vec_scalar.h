@@ -1,26 +1,33 @@
-// Lanes<T, N>: N lanes of T without intrinsics. The baseline for every machine, and the double
-// precision of every instruction set: under GCC and Clang it is a vector type of the language,
-// which the flags of the including object turn into as wide a register as there is.
+// Lanes<T, N>: N lanes of T without intrinsics, the baseline for every machine. Under GCC and Clang
+// it is a vector type of the language, for which the compiler finds the registers.
 //
 // The interface that the .inl files are written against (all the vec_*.h offer it):
 //   Scalar, Mask, kLanes
 //   kVecs, kRows       registers per panel of queries, and broadcast operands of the micro-kernels:
 //                      kVecs * kRows accumulators plus kVecs + 1 operands fit the register file
-//   load, store        with a count: only the first lanes, the others read as 0 and are not written
+//   load, store        with a count: only the first lanes, the others read as 0 and are not
+//   written;
+//                      a Vec of floats also from and to Half and BFloat16, rounded to nearest even
 //   broadcast, + - *, fma(a, b, c) = a * b + c, fnma(a, b, c) = c - a * b
 //   max(a, b), min     return b when either is NaN, as x86 does: max(limit, x) keeps a NaN in x
 //   less(a, b), equal  false on NaN;  select(mask, yes, no);  from_bits, to_bits: lane i is bit i
 //   reciprocal         within 2 units in the last place, for normal results
-//   exp2_split, exp2_join   2^x = exp2_join(polynomial(r), n) for x <= 127; -inf gives exactly 0
+//   exp2_split, exp2_join   float: 2^x = exp2_join(polynomial(r), n) for x <= 127; -inf gives
+//                      exactly 0
+//   exp2_join(p, n, biased), kLowestExp   double: p * 2^n; `biased` holds n + 1023 in its lowest
+//                      bits. It gives exactly 0 for the n nearest to kLowestExp * log2 e.
 //   transpose(rows)    kLanes registers as a square matrix
+//   swap_pairs         lanes 2i and 2i + 1 change places
 //   kSplitsByFloor     the fraction of exp2_split is in [0, 1), else in [-1/2, 1/2]
-//   kLibm              exp, erf go through the C library, lane by lane
+//   kLibm              double: erf and tanh_accurate go through the C library, lane by lane
 #pragma once
 
 #include <math.h>
 
 #include <cstdint>
 #include <cstring>
+
+#include "cpu/half.inl"
 
 namespace pyattn {
 namespace {
@@ -34,6 +41,7 @@ struct Lanes {
   static constexpr int kRows = 4;
   static constexpr bool kLibm = sizeof(T) == 8;
   static constexpr bool kSplitsByFloor = false;
+  static constexpr double kLowestExp = -709.4;
 
 #ifdef __GNUC__
   typedef T Native __attribute__((vector_size(sizeof(T) * N)));
@@ -64,6 +72,16 @@ struct Lanes {
   void store(T* p) const { std::memcpy(p, &v, sizeof v); }
   void store(T* p, int count) const {
     for (int i = 0; i < count; ++i) p[i] = v[i];
+  }
+  template <class X>
+    requires(sizeof(X) == 2 && sizeof(T) == 4)
+  static Lanes load(const X* p, int count = N) {
+    return make([&](int i) { return i < count ? widened(p[i]) : T(0); });
+  }
+  template <class X>
+    requires(sizeof(X) == 2 && sizeof(T) == 4)
+  void store(X* p, int count = N) const {
+    for (int i = 0; i < count; ++i) narrow(v[i], p + i);
   }
   static Lanes broadcast(T x) {
     return make([&](int) { return x; });
@@ -151,14 +169,17 @@ struct Lanes {
     return p * scale;
   }
 
-  static Lanes exp(Lanes x) {
-    return make([&](int i) { return static_cast<T>(::exp(static_cast<double>(x.v[i]))); });
+  static Lanes exp2_join(Lanes p, Lanes, Lanes biased) {
+    std::uint64_t bits[N];
+    std::memcpy(bits, &biased.v, sizeof bits);
+    for (int i = 0; i < N; ++i) bits[i] <<= 52;
+    Lanes scale;
+    std::memcpy(&scale.v, bits, sizeof bits);
+    return p * scale;
   }
-  static Lanes erf(Lanes x) {
-    return make([&](int i) { return static_cast<T>(::erf(static_cast<double>(x.v[i]))); });
-  }
-  static Lanes erfc(Lanes x) {
-    return make([&](int i) { return static_cast<T>(::erfc(static_cast<double>(x.v[i]))); });
+
+  static Lanes swap_pairs(Lanes x) {
+    return make([&](int i) { return x.v[i ^ 1]; });
   }
 
   static void transpose(Lanes (&rows)[N]) {

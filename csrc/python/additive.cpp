@@ -60,16 +60,22 @@ py::tuple run(const py::array& query, const py::array& key, const py::array& val
   const std::int64_t rows = query.shape(1);
   const std::int64_t keys = key.shape(1);
   const std::vector<T> direction = dense_copy<T>(v, {kName, "v"});
+  std::int64_t seen = keys;
   AttentionParams<T> params{
       .query = with_head(input_view<T, 3>(query, {kName, "query"})),
       .key = with_head(input_view<T, 3>(key, {kName, "key"})),
       .value = with_head(input_view<T, 3>(value, {kName, "value"})),
-      .mask = mask_view<T>(mask, {batch, rows, keys}, kName),
-      .is_causal = is_causal,
+      .batch = batch,
+      .mask = mask_view<T>(mask, {batch, rows, keys}, kName, seen),
       .v = direction.data(),
   };
-  const auto lengths = lengths_of(kv_lengths, batch, keys, kName);
-  if (!kv_lengths.is_none()) params.kv_lengths = lengths.data();
+  params.keys = seen;
+  if (is_causal) params.right = 0;
+  std::vector<std::int64_t> lengths;
+  if (!kv_lengths.is_none()) {
+    lengths = integers_of(kv_lengths, batch, 0, keys, {kName, "kv_lengths"});
+    params.kv_lengths = lengths.data();
+  }
 
   auto out = new_array<T>({batch, rows, value.shape(2)}, kName);
   params.out = with_head(output_view<T, 3>(out));
@@ -88,7 +94,8 @@ py::tuple run(const py::array& query, const py::array& key, const py::array& val
   }
   {
     const py::gil_scoped_release released;
-    run_attention<T>(params, kernels_of<T>(kernels()).additive,
+    const auto& table = attention_kernels_of<T>(kernels());
+    run_attention<T>(params, table.additive, table.merge,
                      kWorkPerTerm * static_cast<double>(query.shape(2)));
   }
   return py::make_tuple(std::move(out), std::move(weights), std::move(lse));
@@ -101,10 +108,10 @@ py::tuple additive(const py::object& query, const py::object& key, const py::obj
   const py::array k = as_array(key, {kName, "key"});
   const py::array x = as_array(value, {kName, "value"});
   const py::array w = as_array(v, {kName, "v"});
-  const FloatType type =
-      common_float_type({{"query", q}, {"key", k}, {"value", x}, {"v", w}}, kName);
+  const Element element = common_element({{"query", &q}, {"key", &k}, {"value", &x}, {"v", &w}},
+                                         {Element::float32, Element::float64}, kName);
   check_shapes(q, k, x, w);
-  const auto run_type = type == FloatType::float32 ? run<float> : run<double>;
+  const auto run_type = element == Element::float32 ? run<float> : run<double>;
   return run_type(q, k, x, w, mask, kv_lengths, is_causal, want_weights, want_lse);
 }
 

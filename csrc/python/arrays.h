@@ -10,6 +10,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "core/params.h"
@@ -38,10 +39,30 @@ inline std::string dtype_text(const py::array& array) {
   return py::str(static_cast<py::object>(array.dtype())).cast<std::string>();
 }
 
+// The dtypes that kernels read or write. bfloat16 is that of ml_dtypes, whose number NumPy gives
+// out when it is registered.
+enum class Element { float32, float64, float16, bfloat16, boolean, int32, int64, other };
+
+Element element_of(const py::array& array);
+
+template <class X>
+constexpr Element element_for() {
+  if constexpr (std::is_same_v<X, float>) return Element::float32;
+  if constexpr (std::is_same_v<X, double>) return Element::float64;
+  if constexpr (std::is_same_v<X, Half>) return Element::float16;
+  if constexpr (std::is_same_v<X, BFloat16>) return Element::bfloat16;
+  if constexpr (std::is_same_v<X, bool>) return Element::boolean;
+  if constexpr (std::is_same_v<X, std::int32_t>) return Element::int32;
+  if constexpr (std::is_same_v<X, std::int64_t>) return Element::int64;
+}
+
+const char* element_name(Element element);
+py::dtype dtype_for(Element element);
+
 // Same kind, size and byte order.
-template <class T>
+template <class X>
 bool has_dtype(const py::array& array) {
-  return array.dtype().equal(py::dtype::of<T>());
+  return element_of(array) == element_for<X>();
 }
 
 [[noreturn]] inline void throw_dtype(const Argument& argument, const py::array& array,
@@ -105,9 +126,9 @@ View<const T, Rank> input_view(const py::array& array, const Argument& argument)
 }
 
 // A new C-ordered array; the number of bytes is checked, NumPy's own product may overflow.
-template <class T>
-py::array_t<T> new_array(const std::vector<std::int64_t>& shape, std::string_view function) {
-  std::int64_t bytes = sizeof(T);
+template <class X>
+py::array new_array(const std::vector<std::int64_t>& shape, std::string_view function) {
+  std::int64_t bytes = sizeof(X);
   bool empty = false;
   for (const std::int64_t length : shape) empty |= length == 0;
   for (const std::int64_t length : shape) {
@@ -117,13 +138,18 @@ py::array_t<T> new_array(const std::vector<std::int64_t>& shape, std::string_vie
     }
     bytes *= length;
   }
-  return py::array_t<T>(std::vector<py::ssize_t>(shape.begin(), shape.end()));
+  return {dtype_for(element_for<X>()), std::vector<py::ssize_t>(shape.begin(), shape.end())};
 }
 
-template <class T, int Rank>
-View<T, Rank> output_view(py::array_t<T>& array) {
-  View<T, Rank> view;
-  view.data = array.mutable_data();
+template <class X>
+X* output_data(py::array& array) {
+  return static_cast<X*>(array.mutable_data());
+}
+
+template <class X, int Rank>
+View<X, Rank> output_view(py::array& array) {
+  View<X, Rank> view;
+  view.data = output_data<X>(array);
   std::int64_t stride = 1;
   for (int axis = Rank - 1; axis >= 0; --axis) {
     view.shape[axis] = array.shape(axis);

@@ -1,5 +1,7 @@
 #include "python/attention_arguments.h"
 
+#include <algorithm>
+
 namespace pyattn::python {
 namespace {
 
@@ -14,56 +16,62 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
 }
 
 template <class Integer>
-std::vector<std::int64_t> copy_lengths(const py::array& array, std::int64_t keys,
-                                       const Argument& argument) {
+std::vector<std::int64_t> copy_integers(const py::array& array, std::int64_t least,
+                                        std::int64_t most, const Argument& argument) {
   const auto view = input_view<Integer, 1>(array, argument);
-  std::vector<std::int64_t> lengths;
-  for (std::int64_t b = 0; b < view.shape[0]; ++b) {
-    const auto length = static_cast<std::int64_t>(view.data[b * view.stride[0]]);
-    if (length < 0 || length > keys) {
-      throw py::value_error(argument.text() + " must be in 0.." + std::to_string(keys) + ", got " +
-                            std::to_string(length) + " at index " + std::to_string(b));
+  std::vector<std::int64_t> copy;
+  copy.reserve(static_cast<std::size_t>(view.shape[0]));
+  for (std::int64_t i = 0; i < view.shape[0]; ++i) {
+    const auto value = static_cast<std::int64_t>(view.data[i * view.stride[0]]);
+    if (value < least || value > most) {
+      throw py::value_error(argument.text() + " must be in " + std::to_string(least) + ".." +
+                            std::to_string(most) + ", got " + std::to_string(value) + " at index " +
+                            std::to_string(i));
     }
-    lengths.push_back(length);
+    copy.push_back(value);
   }
-  return lengths;
+  return copy;
 }
 
 }  // namespace
 
-FloatType common_float_type(const std::vector<std::pair<std::string_view, py::array>>& arrays,
-                            std::string_view function) {
+Element common_element(const std::vector<std::pair<std::string_view, const py::array*>>& arrays,
+                       const std::vector<Element>& supported, std::string_view function) {
   const auto& [first_name, first] = arrays.front();
-  const bool single = has_dtype<float>(first);
-  if (!single && !has_dtype<double>(first)) {
-    throw_dtype({function, first_name}, first, "float32, float64");
+  const Element element = element_of(*first);
+  if (std::find(supported.begin(), supported.end(), element) == supported.end()) {
+    std::string names;
+    for (const Element one : supported)
+      names += (names.empty() ? "" : ", ") + std::string(element_name(one));
+    throw_dtype({function, first_name}, *first, names);
   }
   for (const auto& [name, array] : arrays) {
-    if (single ? has_dtype<float>(array) : has_dtype<double>(array)) continue;
-    throw_dtype({function, name}, array,
-                dtype_text(first) + ", the dtype of " + std::string(first_name));
+    if (element_of(*array) == element) continue;
+    throw_dtype({function, name}, *array,
+                std::string(element_name(element)) + ", the dtype of " + std::string(first_name));
   }
-  return single ? FloatType::float32 : FloatType::float64;
+  return element;
 }
 
-template <class T>
+template <class X>
 Mask mask_view(const py::object& object, const std::vector<std::int64_t>& target,
-               std::string_view function) {
+               std::string_view function, std::int64_t& keys) {
   Mask mask;
   if (object.is_none()) return mask;
   const Argument argument{function, "mask"};
   const py::array array = as_array(object, argument);
-  const bool boolean = has_dtype<bool>(array);
-  if (!boolean && !has_dtype<T>(array)) {
-    throw_dtype(
-        argument, array,
-        "bool, " + std::string(sizeof(T) == 4 ? "float32" : "float64") + " (the dtype of query)");
+  const Element element = element_of(array);
+  const bool boolean = element == Element::boolean;
+  if (!boolean && element != element_for<X>()) {
+    throw_dtype(argument, array,
+                "bool, " + std::string(element_name(element_for<X>())) + " (the dtype of query)");
   }
   const auto rank = static_cast<std::size_t>(array.ndim());
   bool fits = rank >= 1 && rank <= target.size();
   for (std::size_t i = 0; fits && i < rank; ++i) {
     const std::int64_t length = array.shape(static_cast<py::ssize_t>(rank - 1 - i));
-    fits = length == 1 || length == target[target.size() - 1 - i];
+    const std::int64_t full = target[target.size() - 1 - i];
+    fits = length == 1 || length == full || (i == 0 && length < full);
   }
   if (!fits) {
     throw py::value_error(argument.text() + " must broadcast to " + shape_text(target) + ", got " +
@@ -71,7 +79,7 @@ Mask mask_view(const py::object& object, const std::vector<std::int64_t>& target
   }
   mask.kind = boolean ? MaskKind::boolean : MaskKind::additive;
   mask.data = boolean ? static_cast<const void*>(element_data<bool>(array, argument))
-                      : static_cast<const void*>(element_data<T>(array, argument));
+                      : static_cast<const void*>(element_data<X>(array, argument));
   // (T, S) of the target are the last two strides; (B, T, S) has no head axis.
   const int places4[] = {3, 2, 1, 0};
   const int places3[] = {3, 2, 0};
@@ -79,29 +87,36 @@ Mask mask_view(const py::object& object, const std::vector<std::int64_t>& target
     const auto axis = static_cast<py::ssize_t>(rank - 1 - i);
     const int place = target.size() == 4 ? places4[i] : places3[i];
     mask.stride[place] = boolean ? element_stride<bool>(array, axis, argument)
-                                 : element_stride<T>(array, axis, argument);
+                                 : element_stride<X>(array, axis, argument);
   }
+  const std::int64_t last = array.shape(array.ndim() - 1);
+  if (last != 1) keys = last;
   return mask;
 }
 
-template Mask mask_view<float>(const py::object&, const std::vector<std::int64_t>&,
-                               std::string_view);
-template Mask mask_view<double>(const py::object&, const std::vector<std::int64_t>&,
-                                std::string_view);
+#define PYATTN_INSTANTIATE(X)                                                     \
+  template Mask mask_view<X>(const py::object&, const std::vector<std::int64_t>&, \
+                             std::string_view, std::int64_t&);
+PYATTN_INSTANTIATE(float)
+PYATTN_INSTANTIATE(double)
+PYATTN_INSTANTIATE(Half)
+PYATTN_INSTANTIATE(BFloat16)
+#undef PYATTN_INSTANTIATE
 
-std::vector<std::int64_t> lengths_of(const py::object& object, std::int64_t batch,
-                                     std::int64_t keys, std::string_view function) {
-  if (object.is_none()) return {};
-  const Argument argument{function, "kv_lengths"};
+std::vector<std::int64_t> integers_of(const py::handle& object, std::int64_t length,
+                                      std::int64_t least, std::int64_t most,
+                                      const Argument& argument) {
   const py::array array = as_array(object, argument);
-  const bool narrow = has_dtype<std::int32_t>(array);
-  if (!narrow && !has_dtype<std::int64_t>(array)) throw_dtype(argument, array, "int32, int64");
-  if (array.ndim() != 1 || array.shape(0) != batch) {
-    throw py::value_error(argument.text() + " must have shape (" + std::to_string(batch) +
+  const Element element = element_of(array);
+  if (element != Element::int32 && element != Element::int64) {
+    throw_dtype(argument, array, "int32, int64");
+  }
+  if (array.ndim() != 1 || array.shape(0) != length) {
+    throw py::value_error(argument.text() + " must have shape (" + std::to_string(length) +
                           ",), got " + python::shape_text(array));
   }
-  return narrow ? copy_lengths<std::int32_t>(array, keys, argument)
-                : copy_lengths<std::int64_t>(array, keys, argument);
+  return element == Element::int32 ? copy_integers<std::int32_t>(array, least, most, argument)
+                                   : copy_integers<std::int64_t>(array, least, most, argument);
 }
 
 void check_depths(std::int64_t depth, std::int64_t value_depth, std::string_view function) {

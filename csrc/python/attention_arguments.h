@@ -9,20 +9,41 @@
 
 namespace pyattn::python {
 
-// "float32" or "float64" by the dtype of `query`; the others must agree with it.
-enum class FloatType { float32, float64 };
-FloatType common_float_type(const std::vector<std::pair<std::string_view, py::array>>& arrays,
-                            std::string_view function);
+// The dtype of `query`, which must be one of `supported` and that of the others.
+Element common_element(const std::vector<std::pair<std::string_view, const py::array*>>& arrays,
+                       const std::vector<Element>& supported, std::string_view function);
 
 // Right-aligned broadcast to `target` (rank 3 or 4, always mapped to the four strides of Mask with
-// missing leading axes 0). Boolean, or the float type T.
-template <class T>
+// missing leading axes 0). Boolean, or X. A last axis shorter than that of the target, and not 1,
+// is all there is of the keys: `keys` becomes its length.
+template <class X>
 Mask mask_view(const py::object& mask, const std::vector<std::int64_t>& target,
-               std::string_view function);
+               std::string_view function, std::int64_t& keys);
 
-// Valid keys of each batch entry, copied to int64, checked against 0..S. Empty for None.
-std::vector<std::int64_t> lengths_of(const py::object& kv_lengths, std::int64_t batch,
-                                     std::int64_t keys, std::string_view function);
+// An int32 or int64 vector of `length`, copied to int64 and checked against least..most.
+std::vector<std::int64_t> integers_of(const py::handle& object, std::int64_t length,
+                                      std::int64_t least, std::int64_t most,
+                                      const Argument& argument);
+
+// An array of `shape` and of the elements of X, whatever its strides.
+template <class X, int Rank>
+View<const X, Rank> checked_view(const py::array& array, const std::vector<std::int64_t>& shape,
+                                 const Argument& argument) {
+  if (!has_dtype<X>(array)) throw_dtype(argument, array, element_name(element_for<X>()));
+  bool fits = array.ndim() == Rank;
+  for (std::size_t i = 0; fits && i < Rank; ++i) {
+    fits = array.shape(static_cast<py::ssize_t>(i)) == shape[i];
+  }
+  if (!fits) {
+    std::string wanted;
+    for (const std::int64_t length : shape) {
+      wanted += (wanted.empty() ? "" : ", ") + std::to_string(length);
+    }
+    throw py::value_error(argument.text() + " must have shape (" + wanted + "), got " +
+                          shape_text(array));
+  }
+  return input_view<X, Rank>(array, argument);
+}
 
 // Head sizes beyond this would overflow the size of the scratch memory.
 void check_depths(std::int64_t depth, std::int64_t value_depth, std::string_view function);

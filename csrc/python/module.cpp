@@ -8,7 +8,12 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.doc() = "Kernels of pyattn on NumPy arrays.";
   pyattn::python::register_runtime(module);
   pyattn::python::register_sdpa(module);
+  pyattn::python::register_sdpa_backward(module);
+  pyattn::python::register_varlen(module);
+  pyattn::python::register_paged(module);
   pyattn::python::register_additive(module);
   pyattn::python::register_elementwise(module);
   pyattn::python::register_normalisation(module);
+  pyattn::python::register_rotary(module);
+  pyattn::python::register_dlpack(module);
 }

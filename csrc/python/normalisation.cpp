@@ -61,12 +61,117 @@ py::array layer_norm(const py::object& x, const py::object& weight, const py::ob
   });
 }
 
+// The axes of x from `axis` on, as a number from 0.
+std::size_t first_axis(const py::array& x, std::int64_t axis, const Argument& argument) {
+  if (axis < -x.ndim() || axis >= x.ndim()) {
+    throw py::value_error(argument.text() + " has no axis " + std::to_string(axis) + ", got " +
+                          shape_text(x));
+  }
+  return static_cast<std::size_t>(axis < 0 ? axis + x.ndim() : axis);
+}
+
+// A scale as it is broadcast to `shape`: repeated entries have stride 0.
+template <class T>
+StridedArray<T> broadcast_scale(const py::object& object, std::vector<std::int64_t> shape,
+                                const Argument& argument) {
+  const py::array array = as_array(object, argument);
+  if (!has_dtype<T>(array)) {
+    throw_dtype(argument, array,
+                sizeof(T) == 4 ? "float32, the dtype of x" : "float64, the dtype of x");
+  }
+  const StridedArray<T> given = strided_array<T>(array, argument);
+  StridedArray<T> scale{.data = given.data, .shape = std::move(shape), .stride = {}};
+  scale.stride.resize(scale.shape.size());
+  bool fits = given.shape.size() <= scale.shape.size();
+  for (std::size_t i = 1; fits && i <= given.shape.size(); ++i) {
+    const std::int64_t size = given.shape[given.shape.size() - i];
+    fits = size == 1 || size == scale.shape[scale.shape.size() - i];
+    if (size != 1) {
+      scale.stride[scale.shape.size() - i] = given.stride[given.stride.size() - i];
+    }
+  }
+  if (!fits) {
+    throw py::value_error(argument.text() + " must broadcast to the last " +
+                          std::to_string(scale.shape.size()) + " axes of x; got " +
+                          shape_text(array));
+  }
+  return scale;
+}
+
+py::array rms_norm(const py::object& x, const py::object& scale, std::int64_t axis,
+                   double epsilon) {
+  const Argument argument{"rms_norm", "x"};
+  const py::array array = rows_argument(x, argument);
+  return with_float_type(array, argument, [&]<class T>() {
+    const auto view = strided_array<T>(array, argument);
+    const auto first =
+        view.shape.begin() + static_cast<std::ptrdiff_t>(first_axis(array, axis, argument));
+    const auto scales = broadcast_scale<T>(scale, {first, view.shape.end()}, {"rms_norm", "scale"});
+    return filled_like(view, "rms_norm", [&](T* out) {
+      run_rms_norm<T>(view, scales, static_cast<T>(epsilon), out);
+    });
+  });
+}
+
+template <class T>
+py::tuple rms_norm_gradient_of(const py::array& x, const py::object& scale,
+                               const py::object& gradient, std::int64_t axis, double epsilon,
+                               bool want_scale) {
+  const Argument argument{"rms_norm", "gradient"};
+  const py::array given = as_array(gradient, argument);
+  if (!has_dtype<T>(given)) throw_dtype(argument, given, "that of x");
+  RmsNormGradient<T> arrays{.epsilon = static_cast<T>(epsilon)};
+  arrays.input = strided_array<T>(x, {"rms_norm", "x"});
+  arrays.gradient = strided_array<T>(given, argument);
+  if (arrays.gradient.shape != arrays.input.shape) {
+    throw py::value_error(argument.text() + " must have the shape of x, " + shape_text(x) +
+                          "; got " + shape_text(given));
+  }
+  const auto first = arrays.input.shape.begin() +
+                     static_cast<std::ptrdiff_t>(first_axis(x, axis, {"rms_norm", "x"}));
+  arrays.scale =
+      broadcast_scale<T>(scale, {first, arrays.input.shape.end()}, {"rms_norm", "scale"});
+  auto of_input = new_array<T>(arrays.input.shape, "rms_norm");
+  arrays.input_gradient = output_data<T>(of_input);
+  py::object of_scale = py::none();
+  if (want_scale) {
+    auto sums = new_array<T>(arrays.scale.shape, "rms_norm");
+    arrays.scale_gradient = output_data<T>(sums);
+    of_scale = std::move(sums);
+  }
+  {
+    const py::gil_scoped_release released;
+    run_rms_norm_gradient<T>(arrays);
+  }
+  return py::make_tuple(std::move(of_input), std::move(of_scale));
+}
+
+py::tuple rms_norm_gradient(const py::object& x, const py::object& scale,
+                            const py::object& gradient, std::int64_t axis, double epsilon,
+                            bool want_scale) {
+  const Argument argument{"rms_norm", "x"};
+  const py::array array = rows_argument(x, argument);
+  if (has_dtype<float>(array)) {
+    return rms_norm_gradient_of<float>(array, scale, gradient, axis, epsilon, want_scale);
+  }
+  if (has_dtype<double>(array)) {
+    return rms_norm_gradient_of<double>(array, scale, gradient, axis, epsilon, want_scale);
+  }
+  throw_dtype(argument, array, "float32, float64");
+}
+
 }  // namespace
 
 void register_normalisation(py::module_& module) {
   module.def("softmax", &softmax, py::arg("x"), "exp(x - max) / sum over the last axis.");
   module.def("layer_norm", &layer_norm, py::arg("x"), py::arg("weight"), py::arg("bias"),
              py::arg("eps"), "(x - mean) / sqrt(var + eps) * weight + bias over the last axis.");
+  module.def("rms_norm", &rms_norm, py::arg("x"), py::arg("scale"), py::arg("axis"),
+             py::arg("epsilon"),
+             "x / sqrt(mean(x^2) + epsilon) * scale over the axes from `axis` on.");
+  module.def("rms_norm_gradient", &rms_norm_gradient, py::arg("x"), py::arg("scale"),
+             py::arg("gradient"), py::arg("axis"), py::arg("epsilon"), py::arg("want_scale"),
+             "The gradients of rms_norm with respect to x and, if wanted, scale.");
 }
 
 }  // namespace pyattn::python

@@ -5,9 +5,14 @@
 namespace pyattn::python {
 
 void register_sdpa(pybind11::module_& module);
+void register_sdpa_backward(pybind11::module_& module);
+void register_varlen(pybind11::module_& module);
+void register_paged(pybind11::module_& module);
 void register_additive(pybind11::module_& module);
 void register_elementwise(pybind11::module_& module);
 void register_normalisation(pybind11::module_& module);
+void register_rotary(pybind11::module_& module);
+void register_dlpack(pybind11::module_& module);
 void register_runtime(pybind11::module_& module);
 
 }  // namespace pyattn::python

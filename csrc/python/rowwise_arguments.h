@@ -31,7 +31,7 @@ py::array with_float_type(const py::array& array, const Argument& argument, cons
 template <class T, class Fill>
 py::array filled_like(const StridedArray<T>& view, std::string_view function, const Fill& fill) {
   auto result = new_array<T>(view.shape, function);
-  T* data = result.mutable_data();
+  T* data = output_data<T>(result);
   {
     const py::gil_scoped_release released;
     fill(data);

@@ -1,4 +1,4 @@
-// An attention problem with its own memory, and its answer by the definition, in double precision.
+// An attention problem with its own memory: random inputs in any storage type.
 #pragma once
 
 #include <algorithm>
@@ -10,11 +10,12 @@
 #include <vector>
 
 #include "core/attention.h"
-#include "core/isa.h"
+#include "storage_format.h"
 
 namespace pyattn::testing {
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+inline constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 enum class Mechanism { sdpa, additive };
 enum class MaskUse { none, boolean, additive, keys_only };
@@ -30,192 +31,226 @@ struct Shape {
   }
 };
 
-template <class T>
-View<const T, 4> dense_view(const std::vector<T>& data, std::int64_t a, std::int64_t b,
-                            std::int64_t c, std::int64_t d) {
-  return {.data = data.data(), .shape = {a, b, c, d}, .stride = {b * c * d, c * d, d, 1}};
-}
+// What is asked of a problem beside its shape.
+struct Variant {
+  MaskUse mask = MaskUse::none;
+  std::int64_t left = kUnbounded;
+  std::int64_t right = kUnbounded;
+  bool starts = false;        // queries stand somewhere among the keys, before or behind them
+  bool lengths = false;       // valid keys of each entry
+  std::int64_t short_by = 0;  // keys at the end that the mask does not reach
+  double softcap = 0;
+  bool slopes = false;
+  bool sinks = false;
+  double dropout = 0;
+  double size = 1;  // of queries and keys
 
-template <class T>
-struct Answer {
-  std::vector<T> out, weights, lse;
+  std::string text() const {
+    return "mask " + std::to_string(static_cast<int>(mask)) + " left " + std::to_string(left) +
+           " right " + std::to_string(right) + (starts ? " starts" : "") +
+           (lengths ? " lengths" : "") + " short by " + std::to_string(short_by) + " softcap " +
+           std::to_string(softcap) + (slopes ? " slopes" : "") + (sinks ? " sinks" : "") +
+           " dropout " + std::to_string(dropout);
+  }
 };
 
-template <class T>
+inline constexpr Variant kCausal{.right = 0};
+
+// Four dimensions, with a gap behind each row that nothing may read or write. Memory is never null:
+// a null output is one that is not wanted.
+template <class X>
+struct Array {
+  static constexpr std::int64_t kGap = 3;
+
+  std::vector<X> data;
+  std::int64_t shape[4] = {};
+  std::int64_t stride[4] = {};
+
+  Array() = default;
+  Array(std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d, X inside, X gap)
+      : shape{a, b, c, d}, stride{b * c * (d + kGap), c * (d + kGap), d + kGap, 1} {
+    // The memory checker guards what is behind the last row.
+    const std::int64_t count = std::max<std::int64_t>(1, a * stride[0] - kGap);
+    data.assign(static_cast<std::size_t>(count), gap);
+    for_each([&](X& x) { x = inside; });
+  }
+
+  std::int64_t offset(std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d) const {
+    return a * stride[0] + b * stride[1] + c * stride[2] + d;
+  }
+  X& at(std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d) {
+    return data.data()[offset(a, b, c, d)];
+  }
+  const X& at(std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d) const {
+    return data.data()[offset(a, b, c, d)];
+  }
+  X* row(std::int64_t a, std::int64_t b, std::int64_t c) {
+    return data.data() + offset(a, b, c, 0);
+  }
+  const X* row(std::int64_t a, std::int64_t b, std::int64_t c) const {
+    return data.data() + offset(a, b, c, 0);
+  }
+
+  template <class Body>
+  void for_each(Body body) {
+    for (std::int64_t r = 0; r < shape[0] * shape[1] * shape[2]; ++r) {
+      for (std::int64_t d = 0; d < shape[3]; ++d) body(data.data()[r * stride[2] + d]);
+    }
+  }
+
+  View<X, 4> view() { return view_of<X>(data.data()); }
+  View<const X, 4> view() const { return view_of<const X>(data.data()); }
+  // Of an array whose first dimension is 1.
+  View<X, 3> view_3() {
+    return {.data = data.data(),
+            .shape = {shape[1], shape[2], shape[3]},
+            .stride = {stride[1], stride[2], stride[3]}};
+  }
+
+ private:
+  template <class U>
+  View<U, 4> view_of(U* at) const {
+    return {.data = at,
+            .shape = {shape[0], shape[1], shape[2], shape[3]},
+            .stride = {stride[0], stride[1], stride[2], stride[3]}};
+  }
+};
+
+template <class X>
+Array<double> numbers(const Array<X>& array) {
+  Array<double> wide(array.shape[0], array.shape[1], array.shape[2], array.shape[3], 0, 0);
+  std::transform(array.data.begin(), array.data.end(), wide.data.begin(), number<X>);
+  return wide;
+}
+
+template <class X>
 struct Problem {
+  using T = Compute<X>;
+
   Mechanism mechanism;
   Shape shape;
-  std::vector<T> query, key, value, v, bias;
-  std::vector<std::uint8_t> boolean;
-  std::vector<std::int64_t> lengths;
-  MaskUse mask;
-  bool causal;
-  T scale;
+  Variant variant;
+  Array<X> query, key, value;
+  Array<X> bias;                // (1, H, T, S)
+  Array<std::uint8_t> boolean;  // the same
+  std::vector<T> v, slopes, sinks;
+  std::vector<std::int64_t> lengths, starts;
+  std::vector<std::int64_t> rows;  // asked for, where not all are
+  T scale = T(1);
 
-  Problem(Mechanism mechanism_, const Shape& s, MaskUse mask_, bool causal_, bool with_lengths,
-          double size, std::mt19937& random)
-      : mechanism(mechanism_), shape(s), mask(mask_), causal(causal_) {
-    std::normal_distribution<double> normal;
-    const auto fill = [&](std::vector<T>& data, std::int64_t count, double factor) {
-      data.resize(static_cast<std::size_t>(count));
-      for (T& x : data) x = static_cast<T>(factor * normal(random));
-    };
-    fill(query, s.batch * s.heads * s.rows * s.depth, size);
-    fill(key, s.batch * s.groups * s.keys * s.depth, size);
-    fill(value, s.batch * s.groups * s.keys * s.columns, 1);
-    fill(v, s.depth, 0.3);
-    fill(bias, s.heads * s.rows * s.keys, 2);
-    boolean.resize(bias.size());
-    for (std::size_t i = 0; i < bias.size(); ++i) {
-      boolean[i] = random() % 3 != 0 ? static_cast<std::uint8_t>(1 + random() % 255) : 0;
-      if (random() % 4 == 0) bias[i] = static_cast<T>(-kInfinity);
-    }
-    if (with_lengths) {
-      for (std::int64_t b = 0; b < s.batch; ++b) {
-        lengths.push_back(static_cast<std::int64_t>(random() % static_cast<unsigned>(s.keys + 1)));
-      }
-    }
+  Problem(Mechanism mechanism_, const Shape& s, const Variant& variant_, std::mt19937& random)
+      : mechanism(mechanism_), shape(s), variant(variant_) {
+    query = normal(s.batch, s.heads, s.rows, s.depth, variant.size, random);
+    key = normal(s.batch, s.groups, s.keys, s.depth, variant.size, random);
+    value = normal(s.batch, s.groups, s.keys, s.columns, 1, random);
+    v = normal(s.depth, 0.3, random);
+    slopes = normal(s.heads, 0.05, random);
+    sinks = normal(s.heads, 2, random);
+    add_masks(random);
+    add_positions(random);
     scale = static_cast<T>(1 / std::sqrt(std::max<double>(1, static_cast<double>(s.depth))));
   }
 
+  std::int64_t row_count() const {
+    return rows.empty() ? shape.rows : static_cast<std::int64_t>(rows.size());
+  }
+  std::int64_t source(std::int64_t i) const { return rows.empty() ? i : rows.data()[i]; }
+  std::int64_t group(std::int64_t h) const { return h / (shape.heads / shape.groups); }
+  // Of row i, or of the row of the query that it stands for.
+  std::int64_t position(std::int64_t b, std::int64_t i) const {
+    return source(i) + (variant.starts ? starts.data()[b] : 0);
+  }
+
   bool allowed(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
-    if (causal && j > i) return false;
-    if (!lengths.empty() && j >= lengths[static_cast<std::size_t>(b)]) return false;
-    const auto pair = static_cast<std::size_t>((h * shape.rows + i) * shape.keys + j);
-    if (mask == MaskUse::boolean) return boolean[pair] != 0;
-    if (mask == MaskUse::keys_only) return boolean[static_cast<std::size_t>(j)] != 0;
-    if (mask == MaskUse::additive) return bias[pair] > static_cast<T>(-kInfinity);
-    return true;
+    const std::int64_t p = position(b, i);
+    if (variant.right < kUnbounded && j > p + variant.right) return false;
+    if (variant.left < kUnbounded && j < p - variant.left) return false;
+    if (j >= shape.keys - variant.short_by) return false;
+    if (variant.lengths && j >= lengths.data()[b]) return false;
+    if (variant.mask == MaskUse::boolean) return boolean.at(0, h, source(i), j) != 0;
+    if (variant.mask == MaskUse::keys_only) return boolean.at(0, 0, 0, j) != 0;
+    if (variant.mask != MaskUse::additive) return true;
+    return number(bias.at(0, h, source(i), j)) != -kInfinity;
   }
 
-  double score(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
-    const std::int64_t g = h / (shape.heads / shape.groups);
-    const T* q = query.data() + ((b * shape.heads + h) * shape.rows + i) * shape.depth;
-    const T* k = key.data() + ((b * shape.groups + g) * shape.keys + j) * shape.depth;
-    double sum = 0;
-    for (std::int64_t d = 0; d < shape.depth; ++d) {
-      const double qd = static_cast<double>(q[d]);
-      const double kd = static_cast<double>(k[d]);
-      sum += mechanism == Mechanism::sdpa
-                 ? static_cast<double>(scale) * qd * kd
-                 : static_cast<double>(v[static_cast<std::size_t>(d)]) * std::tanh(qd + kd);
-    }
-    if (mask == MaskUse::additive) {
-      sum += static_cast<double>(
-          bias[static_cast<std::size_t>((h * shape.rows + i) * shape.keys + j)]);
-    }
-    return sum;
-  }
-
-  Answer<double> definition() const {
-    Answer<double> answer;
-    std::vector<double> weight(static_cast<std::size_t>(shape.keys));
-    for (std::int64_t b = 0; b < shape.batch; ++b) {
-      for (std::int64_t h = 0; h < shape.heads; ++h) {
-        for (std::int64_t i = 0; i < shape.rows; ++i) add_row(answer, weight, b, h, i);
-      }
-    }
-    return answer;
-  }
-
-  AttentionParams<T> params() const {
-    const Shape& s = shape;
-    AttentionParams<T> p;
-    p.query = dense_view(query, s.batch, s.heads, s.rows, s.depth);
-    p.key = dense_view(key, s.batch, s.groups, s.keys, s.depth);
-    p.value = dense_view(value, s.batch, s.groups, s.keys, s.columns);
-    p.is_causal = causal;
+  AttentionParams<X> params() const {
+    AttentionParams<X> p;
+    p.query = query.view();
+    p.query.shape[2] = row_count();
+    p.key = key.view();
+    p.value = value.view();
+    p.batch = shape.batch;
+    p.keys = shape.keys - variant.short_by;
+    if (variant.lengths) p.kv_lengths = lengths.data();
+    if (variant.starts) p.query_starts = starts.data();
+    if (!rows.empty()) p.rows = rows.data();
+    p.left = variant.left;
+    p.right = variant.right;
     p.scale = scale;
+    p.softcap = static_cast<T>(variant.softcap);
+    if (variant.slopes) p.slopes = slopes.data();
+    if (variant.sinks) p.sinks = sinks.data();
     p.v = v.data();
-    if (!lengths.empty()) p.kv_lengths = lengths.data();
-    const std::int64_t strides[] = {0, s.rows * s.keys, s.keys, 1};
-    if (mask != MaskUse::none) {
-      p.mask.kind = mask == MaskUse::additive ? MaskKind::additive : MaskKind::boolean;
-      p.mask.data = mask == MaskUse::additive ? static_cast<const void*>(bias.data())
-                                              : static_cast<const void*>(boolean.data());
-      std::copy(strides, strides + 4, p.mask.stride);
-      if (mask == MaskUse::keys_only) p.mask.stride[1] = p.mask.stride[2] = 0;
-    }
+    p.dropout = {.on = variant.dropout > 0,
+                 .threshold = threshold(),
+                 .seed = kSeed,
+                 .factor = static_cast<T>(1 / (1 - variant.dropout))};
+    p.mask = mask();
     return p;
   }
 
-  // Outputs start as NaN: what a kernel forgets to write shows.
-  Answer<T> run(AttentionParams<T> p, bool with_weights = true) const {
-    const Shape& s = shape;
-    Answer<T> answer;
-    const T nan = std::numeric_limits<T>::quiet_NaN();
-    const auto rows = static_cast<std::size_t>(s.batch * s.heads * s.rows);
-    answer.out.assign(rows * static_cast<std::size_t>(s.columns), nan);
-    answer.weights.assign(rows * static_cast<std::size_t>(s.keys), nan);
-    answer.lse.assign(rows, nan);
-    p.out = {.data = answer.out.data(),
-             .shape = {s.batch, s.heads, s.rows, s.columns},
-             .stride = {s.heads * s.rows * s.columns, s.rows * s.columns, s.columns, 1}};
-    p.lse = {.data = answer.lse.data(),
-             .shape = {s.batch, s.heads, s.rows},
-             .stride = {s.heads * s.rows, s.rows, 1}};
-    if (with_weights) {
-      p.weights = {.data = answer.weights.data(),
-                   .shape = {s.batch, s.heads, s.rows, s.keys},
-                   .stride = {s.heads * s.rows * s.keys, s.rows * s.keys, s.keys, 1}};
-    }
-    const Kernels<T>& table = kernels_of<T>(kernels());
-    run_attention<T>(p, mechanism == Mechanism::sdpa ? table.sdpa : table.additive,
-                     static_cast<double>(s.depth));
-    return answer;
+  static constexpr std::uint64_t kSeed = 0x0123456789abcdef;
+  std::uint32_t threshold() const {
+    return static_cast<std::uint32_t>(std::floor(variant.dropout * 4294967296.0));
   }
-  Answer<T> run() const { return run(params()); }
 
  private:
-  void add_row(Answer<double>& answer, std::vector<double>& weight, std::int64_t b, std::int64_t h,
-               std::int64_t i) const {
-    const auto keys = static_cast<std::size_t>(shape.keys);
-    double top = -kInfinity;
-    for (std::size_t j = 0; j < keys; ++j) {
-      const auto at = static_cast<std::int64_t>(j);
-      weight[j] = allowed(b, h, i, at) ? score(b, h, i, at) : -kInfinity;
-      top = std::max(top, weight[j]);
+  static std::vector<T> normal(std::int64_t count, double size, std::mt19937& random) {
+    std::normal_distribution<double> distribution;
+    std::vector<T> numbers(static_cast<std::size_t>(count));
+    for (T& x : numbers) x = static_cast<T>(size * distribution(random));
+    return numbers;
+  }
+  static Array<X> normal(std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d,
+                         double size, std::mt19937& random) {
+    std::normal_distribution<double> distribution;
+    Array<X> array(a, b, c, d, X{}, stored<X>(kNan));
+    array.for_each([&](X& x) { x = stored<X>(size * distribution(random)); });
+    return array;
+  }
+
+  void add_masks(std::mt19937& random) {
+    bias = normal(1, shape.heads, shape.rows, shape.keys, 2, random);
+    boolean = {1, shape.heads, shape.rows, shape.keys, 0, 1};
+    boolean.for_each([&](std::uint8_t& byte) {
+      byte = random() % 3 != 0 ? static_cast<std::uint8_t>(1 + random() % 255) : std::uint8_t{0};
+    });
+    bias.for_each([&](X& x) {
+      if (random() % 4 == 0) x = stored<X>(-kInfinity);
+    });
+  }
+
+  void add_positions(std::mt19937& random) {
+    const std::int64_t span = shape.keys + shape.rows + 1;
+    for (std::int64_t b = 0; b < shape.batch; ++b) {
+      lengths.push_back(static_cast<std::int64_t>(random()) % (shape.keys + 1));
+      starts.push_back(static_cast<std::int64_t>(random()) % (span + span / 4) - shape.rows -
+                       span / 8);
     }
-    double sum = 0;
-    for (std::size_t j = 0; j < keys; ++j) {
-      weight[j] = top == -kInfinity ? 0 : std::exp(weight[j] - top);
-      sum += weight[j];
-    }
-    answer.lse.push_back(sum == 0 ? -kInfinity : top + std::log(sum));
-    const std::int64_t g = h / (shape.heads / shape.groups);
-    const T* values = value.data() + (b * shape.groups + g) * shape.keys * shape.columns;
-    std::vector<double> out(static_cast<std::size_t>(shape.columns));
-    for (std::size_t j = 0; j < keys; ++j) {
-      weight[j] = sum == 0 ? 0 : weight[j] / sum;
-      answer.weights.push_back(weight[j]);
-      if (weight[j] == 0) continue;
-      for (std::size_t e = 0; e < out.size(); ++e) {
-        out[e] += weight[j] * static_cast<double>(values[j * out.size() + e]);
-      }
-    }
-    answer.out.insert(answer.out.end(), out.begin(), out.end());
+  }
+
+  Mask mask() const {
+    if (variant.mask == MaskUse::none) return {};
+    const auto masked = [](auto& array, MaskKind kind) {
+      return Mask{.kind = kind,
+                  .data = array.data.data(),
+                  .stride = {0, array.stride[1], array.stride[2], 1}};
+    };
+    if (variant.mask == MaskUse::additive) return masked(bias, MaskKind::additive);
+    Mask mask = masked(boolean, MaskKind::boolean);
+    if (variant.mask == MaskUse::keys_only) mask.stride[1] = mask.stride[2] = 0;
+    return mask;
   }
 };
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](T x, T y) {
-           return x == y || (std::isnan(x) && std::isnan(y));
-         });
-}
-
-// The largest error, or infinity where one is finite and the other is not.
-template <class T>
-double largest_error(const std::vector<T>& got, const std::vector<double>& want) {
-  if (got.size() != want.size()) return kInfinity;
-  double worst = 0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    const auto x = static_cast<double>(got[i]);
-    if (x == want[i]) continue;
-    const double error = std::abs(x - want[i]);
-    worst = std::isfinite(error) ? std::max(worst, error) : kInfinity;
-  }
-  return worst;
-}
 
 }  // namespace pyattn::testing

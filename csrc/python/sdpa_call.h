@@ -1,0 +1,152 @@
+// What the dense, packed and paged forms of scaled dot-product attention have in common between
+// Python and the kernels: the optional arguments, the outputs, the call.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/attention.h"
+#include "core/isa.h"
+#include "python/attention_arguments.h"
+
+namespace pyattn::python {
+
+// Everything beside the arrays and the mask. The objects are checked where the dtype is known.
+struct SdpaOptions {
+  double scale = 1;
+  double softcap = 0;
+  std::int64_t left = kUnbounded;
+  std::int64_t right = kUnbounded;
+  double dropout = 0;
+  std::uint64_t seed = 0;
+  std::int64_t top_k = 0;
+  py::object kv_lengths = py::none();
+  py::object query_starts = py::none();
+  py::object slopes = py::none();
+  py::object sinks = py::none();
+  py::object rows = py::none();
+  py::object lse = py::none();
+  py::object out = py::none();
+};
+
+// From a dictionary with some of the names above, or None. Throws TypeError for another name.
+SdpaOptions sdpa_options(const py::object& dictionary, double scale, std::int64_t right,
+                         std::string_view function);
+
+// (H,) or (A,): a dense copy in the type of the arithmetic.
+template <class T>
+std::vector<T> dense_vector(const py::object& object, std::int64_t length,
+                            const Argument& argument) {
+  const py::array array = as_array(object, argument);
+  if (!has_dtype<T>(array)) throw_dtype(argument, array, element_name(element_for<T>()));
+  if (array.ndim() != 1 || array.shape(0) != length) {
+    throw py::value_error(argument.text() + " must have shape (" + std::to_string(length) +
+                          ",), got " + shape_text(array));
+  }
+  const auto view = input_view<T, 1>(array, argument);
+  std::vector<T> copy;
+  copy.reserve(static_cast<std::size_t>(length));
+  for (std::int64_t i = 0; i < length; ++i) copy.push_back(view.data[i * view.stride[0]]);
+  return copy;
+}
+
+// A call in the making: parameters, the memory that they point to, and the outputs.
+template <class X>
+class SdpaCall {
+ public:
+  using T = Compute<X>;
+
+  SdpaCall(AttentionParams<X> params, const SdpaOptions& options, std::string_view function)
+      : params_(params), options_(options), name_(function) {
+    const std::int64_t heads = params_.query.shape[1];
+    params_.scale = static_cast<T>(options.scale);
+    if (!std::isfinite(params_.scale)) {
+      throw py::value_error(std::string(function) + ": scale must be finite, got " +
+                            std::to_string(options.scale));
+    }
+    params_.softcap = static_cast<T>(options.softcap);
+    params_.left = options.left;
+    params_.right = options.right;
+    if (options.dropout > 0) {
+      params_.dropout = {.on = true,
+                         .threshold = static_cast<std::uint32_t>(options.dropout * 4294967296.0),
+                         .seed = options.seed,
+                         .factor = static_cast<T>(1 / (1 - options.dropout))};
+    }
+    if (!options.slopes.is_none()) {
+      slopes_ = dense_vector<T>(options.slopes, heads, {name_, "alibi_slopes"});
+      params_.slopes = slopes_.data();
+    }
+    if (!options.sinks.is_none()) {
+      sinks_ = dense_vector<T>(options.sinks, heads, {name_, "sinks"});
+      params_.sinks = sinks_.data();
+    }
+    if (!options.query_starts.is_none()) {
+      starts_ = integers_of(options.query_starts, params_.batch, -kFarthest, kFarthest,
+                            {name_, "query_starts"});
+      params_.query_starts = starts_.data();
+    }
+  }
+
+  AttentionParams<X>& params() { return params_; }
+
+  void set_lengths(std::int64_t most) {
+    if (options_.kv_lengths.is_none()) return;
+    lengths_ = integers_of(options_.kv_lengths, params_.batch, 0, most, {name_, "kv_lengths"});
+    params_.kv_lengths = lengths_.data();
+  }
+
+  // The number of output rows per head: those of `rows`, or all.
+  void set_rows(std::int64_t length) {
+    if (options_.rows.is_none()) return;
+    const py::array array = as_array(options_.rows, {name_, "rows"});
+    if (array.ndim() != 1) {
+      throw py::value_error(std::string(name_) + ": rows must be a vector, got " +
+                            shape_text(array));
+    }
+    rows_ = integers_of(array, array.shape(0), 0, length - 1, {name_, "rows"});
+    params_.rows = rows_.data();
+    params_.query.shape[2] = array.shape(0);
+  }
+
+  void run() {
+    const py::gil_scoped_release released;
+    const auto& table = attention_kernels_of<X>(kernels());
+    run_attention<X>(params_, table.sdpa, table.merge, static_cast<double>(params_.query.shape[3]));
+  }
+
+ private:
+  static constexpr std::int64_t kFarthest = std::int64_t{1} << 40;
+
+  AttentionParams<X> params_;
+  const SdpaOptions& options_;
+  std::string_view name_;
+  std::vector<T> slopes_;
+  std::vector<T> sinks_;
+  std::vector<std::int64_t> starts_;
+  std::vector<std::int64_t> lengths_;
+  std::vector<std::int64_t> rows_;
+};
+
+// Calls body.template operator()<X>() for the storage type that `element` names.
+template <class Body>
+py::object with_element(Element element, const Body& body) {
+  switch (element) {
+    case Element::float32:
+      return body.template operator()<float>();
+    case Element::float64:
+      return body.template operator()<double>();
+    case Element::float16:
+      return body.template operator()<Half>();
+    default:
+      return body.template operator()<BFloat16>();
+  }
+}
+
+inline const std::vector<Element> kFloats = {Element::float32, Element::float64, Element::float16,
+                                             Element::bfloat16};
+
+}  // namespace pyattn::python
