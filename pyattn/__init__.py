@@ -1,12 +1,21 @@
 """Attention for Python without a deep-learning framework.
 
-Functions take NumPy arrays and return NumPy arrays, computed by the compiled core. The same
+Functions take NumPy arrays and return NumPy arrays, computed by the compiled core. CPU arrays of
+other libraries with ``__dlpack__``, such as PyTorch's and JAX's, are read in place, and the results
+are of the kind of the first array; with gradients to compute they have to be detached. The same
 functions record what they do when given a :class:`Tensor`, which is how models are differentiated
 (:func:`grad`) and exported to ONNX (:func:`export`).
 """
 
 from pyattn import models, nn, ops, ort, runtime
-from pyattn.attention import additive_attention, luong_attention, scaled_dot_product_attention
+from pyattn.attention import (
+    additive_attention,
+    attention_weights,
+    luong_attention,
+    paged_attention,
+    scaled_dot_product_attention,
+    varlen_attention,
+)
 from pyattn.export import Input, VerificationError, export
 from pyattn.grad import check_grad, grad, value_and_grad
 from pyattn.io import load, save
@@ -20,6 +29,7 @@ __all__ = [
     "TraceError",
     "VerificationError",
     "additive_attention",
+    "attention_weights",
     "check_grad",
     "export",
     "grad",
@@ -29,8 +39,10 @@ __all__ = [
     "nn",
     "ops",
     "ort",
+    "paged_attention",
     "runtime",
     "save",
     "scaled_dot_product_attention",
     "value_and_grad",
+    "varlen_attention",
 ]

@@ -6,11 +6,13 @@ C order. The interpreter lock is released while a kernel runs. Results do not de
 of threads nor on the other entries of the batch.
 """
 
-from typing import TypedDict, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+_Array: TypeAlias = NDArray[Any]
 _Float = TypeVar("_Float", np.float32, np.float64)
 
 class _BuildInfo(TypedDict):
@@ -22,26 +24,128 @@ class _BuildInfo(TypedDict):
     isas: list[str]
     isa_flags: dict[str, str]
 
+class _Options(TypedDict, total=False):
+    """What differs from the defaults of the attention functions."""
+
+    kv_lengths: _Array  # (B,): only the first keys are valid
+    query_starts: _Array  # (B,): position p of the first query; 0
+    left: int  # keys p - left and later only
+    softcap: float
+    alibi_slopes: _Array  # (H,): -slope |p - j|
+    sinks: _Array  # (H,)
+    dropout: float
+    seed: int
+    top_k: int
+    rows: _Array  # sdpa_weights: the queries chosen
+    lse: _Array  # sdpa_weights (of the rows), column_mass: the log-sum-exp
+    out: _Array  # sdpa: receives the output
+
 def sdpa(
-    query: NDArray[_Float],
-    key: NDArray[_Float],
-    value: NDArray[_Float],
-    mask: NDArray[np.bool_] | NDArray[_Float] | None,
-    kv_lengths: NDArray[np.int32] | NDArray[np.int64] | None,
-    is_causal: bool,
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    mask: _Array | None,
     scale: float,
-    want_weights: bool,
+    right: int,
+    aux: Sequence[str] | None,
+    options: Mapping[str, Any] | None,
+) -> Any:
+    """Return ``softmax(scale * query key^T + mask) value``, or a tuple of it and what aux names.
+
+    query (B, H, T, D), key (B, G, S, D), value (B, G, S, E) of float32, float64, float16 or
+    bfloat16, with H a multiple of G; query head h reads key/value head h // (H / G). mask
+    broadcasts to (B, H, T, S): bool (True = attend) or the dtype of query (added; -inf = masked);
+    keys behind a shorter last axis are masked. A query at position p sees keys up to p + right; -1
+    is unbounded. `options` may have the keys of `_Options`. out (B, H, T, E); aux may name
+    "weights", "lse", "max", "entropy", "top_weights", "top_indices", "scores", "capped_scores",
+    "biased_scores".
+
+    A masked key or value is never used. A row without an allowed key has out 0, weights 0 and
+    lse -inf, or its sink.
+    """
+
+def sdpa_weights(
+    query: _Array,
+    key: _Array,
+    mask: _Array | None,
+    scale: float,
+    right: int,
+    options: Mapping[str, Any],
+) -> _Array:
+    """Return ``exp(scale * query key^T + mask - lse)`` (B, H, R, S) for the R rows of options."""
+
+def column_mass(
+    query: _Array,
+    key: _Array,
+    mask: _Array | None,
+    scale: float,
+    right: int,
+    options: Mapping[str, Any],
+) -> _Array:
+    """Return the sum over the queries of these weights, for all queries: (B, H, S)."""
+
+def sdpa_backward(
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    mask: _Array | None,
+    scale: float,
+    right: int,
+    options: Mapping[str, Any] | None,
+    out: _Array,
+    lse: _Array,
+    grad_out: _Array,
+    grad_lse: _Array | None,
+    want: Collection[str],
+) -> tuple[_Array | None, _Array | None, _Array | None, _Array | None]:
+    """Return the gradients of `sdpa` of "query", "key", "value", "mask"; None if not in want."""
+
+def varlen(
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    query_offsets: _Array,
+    key_offsets: _Array,
+    scale: float,
+    right: int,
     want_lse: bool,
-) -> tuple[NDArray[_Float], NDArray[_Float] | None, NDArray[_Float] | None]:
-    """Return (out, weights, lse) of ``softmax(scale * query key^T + mask) value``.
+    options: Mapping[str, Any] | None,
+) -> tuple[_Array, _Array | None]:
+    """Return (out, lse) of packed sequences, each of which sees its own keys.
 
-    query (B, H, T, D), key (B, G, S, D), value (B, G, S, E) with H a multiple of G; query head h
-    reads key/value head h // (H / G). mask broadcasts to (B, H, T, S): bool (True = attend) or the
-    dtype of query (added; -inf = masked). kv_lengths (B,) counts the valid keys. is_causal allows
-    key j for query i when j <= i. out (B, H, T, E), weights (B, H, T, S), lse (B, H, T).
+    query (N, H, D), key (M, G, D), value (M, G, E); sequence b is the rows from offset b to offset
+    b + 1. out (N, H, E), lse (H, N).
+    """
 
-    A masked key or value is never read. A row without an allowed key has out 0, weights 0 and
-    lse -inf.
+def varlen_backward(
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    query_offsets: _Array,
+    key_offsets: _Array,
+    scale: float,
+    right: int,
+    options: Mapping[str, Any] | None,
+    out: _Array,
+    lse: _Array,
+    grad_out: _Array,
+    grad_lse: _Array,
+) -> tuple[_Array, _Array, _Array]:
+    """Return the gradients of `varlen` of query, key and value."""
+
+def paged(
+    query: _Array,
+    key_pages: _Array,
+    value_pages: _Array,
+    block_table: _Array,
+    scale: float,
+    right: int,
+    options: Mapping[str, Any],
+) -> _Array:
+    """Return `sdpa` with key j of entry b in row j % page of page block_table[b, j // page].
+
+    query (B, H, T, D), key_pages (N, G, page, D), value_pages (N, G, page, E), block_table
+    (B, pages) int32; options has kv_lengths.
     """
 
 def additive(
@@ -77,6 +181,81 @@ def layer_norm(
     eps: float,
 ) -> NDArray[_Float]:
     """Return ``(x - mean) / sqrt(var + eps) * weight + bias`` over the last axis."""
+
+def rms_norm(
+    x: NDArray[_Float], scale: NDArray[_Float], axis: int, epsilon: float
+) -> NDArray[_Float]:
+    """Return ``x / sqrt(mean(x^2) + epsilon) * scale`` over the axes of x from `axis` on.
+
+    scale broadcasts to the shape of these axes.
+    """
+
+def rms_norm_gradient(
+    x: NDArray[_Float],
+    scale: NDArray[_Float],
+    gradient: NDArray[_Float],
+    axis: int,
+    epsilon: float,
+    want_scale: bool,
+) -> tuple[NDArray[_Float], NDArray[_Float] | None]:
+    """Return the gradients of `rms_norm` with respect to x and scale, given that of its result.
+
+    That of scale is summed over the rows only: it has the shape of the normalised axes.
+    """
+
+def rotary_embedding(
+    x: NDArray[_Float],
+    cos_cache: NDArray[_Float],
+    sin_cache: NDArray[_Float],
+    position_ids: NDArray[np.int32] | NDArray[np.int64] | None,
+    num_heads: int,
+    interleaved: bool,
+    inverse: bool,
+) -> NDArray[_Float]:
+    """Turn pairs (u, v) of x into (u cos - v sin, u sin + v cos); by the negative angle if inverse.
+
+    x (B, H, T, D), or (B, T, H * D) with num_heads. The caches are (positions, pairs) beside
+    position_ids (B, T), which must lie within them, and (B, T, pairs) without; 2 pairs <= D. Pair k
+    is the numbers k and pairs + k, or 2k and 2k + 1 if interleaved; the rest is copied.
+    """
+
+class DlpackArray:
+    """A NumPy array to be read through DLPack."""
+
+    def __dlpack__(
+        self,
+        *,
+        stream: None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """Return a capsule that views the array.
+
+        It holds a copy where ``copy`` is True, or where ``copy`` is None and the consumer could not
+        be told that the array is read-only; BufferError for ``copy=False`` then, and for a device
+        other than the CPU.
+        """
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return DLPack's name of the CPU."""
+
+def from_dlpack(source: Any) -> NDArray[Any]:
+    """Return a view of the memory of a CPU array that has ``__dlpack__``; the view owns it.
+
+    ValueError for another device or an impossible layout, TypeError for a dtype that NumPy or
+    ml_dtypes does not have. The view of an exporter without DLPack 1 is read-only.
+    """
+
+def to_dlpack(array: NDArray[Any]) -> DlpackArray:
+    """Return an object that offers the array, of bfloat16 too, to any ``from_dlpack``."""
+
+def same_kind(original: Any, array: NDArray[Any]) -> Any:
+    """Return the array, not copied, as one of the type of ``original``.
+
+    None where that type does not offer DLPack's exchange functions: then its library's
+    ``from_dlpack`` has to.
+    """
 
 def isa() -> str:
     """Return the name of the instruction set whose kernels run."""

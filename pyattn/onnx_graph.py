@@ -180,20 +180,19 @@ class Graph:
         for leaf, name in zip(leaves, names, strict=True):
             self.bind(leaf, name)
         params = {
-            key: self._attribute_value(value, node, names[0])
-            if isinstance(value, Attribute)
-            else value
+            key: self._attribute_value(value) if isinstance(value, Attribute) else value
             for key, value in node.params.items()
         }
         outputs = node.op.expand(*leaves, **params)
         return self.add(outputs if isinstance(outputs, tuple) else (outputs,))
 
-    def _attribute_value(self, attribute: Attribute, node: Node, like: str) -> Tensor:
+    def _attribute_value(self, attribute: Attribute) -> Tensor:
+        """Return the attribute as a value in the dtype of the arithmetic."""
         if attribute.wide:
             value: str = self.node("Constant", value=attribute)
         else:
-            value = self.node("CastLike", self.node("Constant", value_float=attribute), like)
-        tensor = Tensor.symbolic((), node.outputs[0].dtype)
+            value = self.node("Constant", value_float=attribute)
+        tensor = Tensor.symbolic((), np.float64 if attribute.wide else np.float32)
         self.bind(tensor, value)
         return tensor
 

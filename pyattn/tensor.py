@@ -16,6 +16,9 @@ from typing import Any, NoReturn, TypeAlias, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from pyattn import interchange
+from pyattn.dtypes import is_floating
+
 Array: TypeAlias = NDArray[Any]
 
 
@@ -93,7 +96,7 @@ class Op:
         tuple of them. An absent optional input is ``None`` here as everywhere.
     vjp:
         ``vjp(node, cotangents, inputs, outputs)`` returns one gradient (or None) per input.
-        Without it the gradient is that of ``expand``.
+        Without it, or where it returns NotImplemented, the gradient is that of ``expand``.
     onnx:
         ``onnx(graph, node, *names)`` adds standard ONNX nodes and returns the output name(s), or
         None where the graph's opset has no such operator: then ``expand`` is exported.
@@ -161,7 +164,7 @@ class Tensor:
     ) -> None:
         if not isinstance(value, np.ndarray):
             raise TypeError(f"Tensor: value must be a NumPy array; got {type(value).__name__}")
-        if requires_grad and value.dtype.kind != "f":
+        if requires_grad and not is_floating(value.dtype):
             raise TypeError(f"Tensor: only floats have gradients; got dtype {value.dtype}")
         self.value: Array | None = value
         self.spec = Spec(value.shape, value.dtype)
@@ -286,6 +289,10 @@ def same_dtype(left: Operand, right: Operand) -> tuple[Value, Value]:
         return left, _like(right, left)
     if isinstance(right, (np.ndarray, Tensor)):
         return _like(left, right), right
+    if interchange.is_foreign(left):
+        return cast("Value", left), _like_foreign(right, left)
+    if interchange.is_foreign(right):
+        return _like_foreign(left, right), cast("Value", right)
     raise TypeError(
         "expected a NumPy array or a Tensor among the operands; got "
         f"{type(left).__name__} and {type(right).__name__}"
@@ -296,10 +303,17 @@ def _like(number: Operand, other: Value) -> Value:
     if isinstance(number, (np.ndarray, Tensor)):
         return number
     if not isinstance(number, (int, float, np.generic)):
+        if interchange.is_foreign(number):
+            return cast("Value", number)
         raise TypeError(f"expected a NumPy array, Tensor or number; got {type(number).__name__}")
     if other.dtype.kind in "iub" and isinstance(number, (float, np.floating)):
         raise TypeError(f"a float does not combine with dtype {other.dtype}; use ops.astype")
     return np.asarray(number, other.dtype)
+
+
+def _like_foreign(number: Any, other: Any) -> Any:
+    made = _like(number, interchange.as_ndarray("operand", other))
+    return number if made is number else interchange.like(other, made)
 
 
 def spec_of(value: Any) -> Spec | None:
@@ -315,15 +329,24 @@ def spec_of(value: Any) -> Spec | None:
 
 def rank_of(name: str, value: Any) -> int:
     """Return the number of axes; TypeError, which begins with ``name``, for no array or Tensor."""
-    if not isinstance(value, (np.ndarray, Tensor)):
-        raise TypeError(f"{name}: expected a NumPy array or a Tensor; got {type(value).__name__}")
-    return value.ndim
+    if isinstance(value, (np.ndarray, Tensor)):
+        return value.ndim
+    if interchange.is_foreign(value):
+        return interchange.as_ndarray(name, value).ndim
+    raise TypeError(f"{name}: expected a NumPy array or a Tensor; got {type(value).__name__}")
 
 
 def apply(op: Op, *inputs: Value | None, **params: Any) -> Any:
-    """Apply ``op``: arrays in, arrays out; as soon as one input is a Tensor, Tensors out."""
-    for x in inputs[: len(inputs) - op.optional]:
-        rank_of(op.name, x)
+    """Apply ``op``: arrays in, arrays out; as soon as one input is a Tensor, Tensors out.
+
+    Arrays of another library give arrays of that library.
+    """
+    required = len(inputs) - op.optional
+    for i, x in enumerate(inputs):
+        if not (isinstance(x, (np.ndarray, Tensor)) or (x is None and i >= required)):
+            if interchange.is_foreign(x):
+                return _apply_foreign(op, inputs, params)
+            rank_of(op.name, x)  # raises
     specs = op.shape(*[spec_of(x) for x in inputs], **params)
     if not any(isinstance(x, Tensor) for x in inputs):
         value = op.eval(*inputs, **params)
@@ -342,6 +365,15 @@ def apply(op: Op, *inputs: Value | None, **params: Any) -> Any:
     return results if isinstance(specs, tuple) else results[0]
 
 
+def _apply_foreign(op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
+    names = op.arguments or tuple(f"input {i}" for i in range(len(inputs)))
+    return interchange.through(
+        op.name,
+        lambda views: apply(op, *views.values(), **params),
+        dict(zip(names, inputs, strict=True)),
+    )
+
+
 def _evaluate(node: Node) -> tuple[Tensor, ...]:
     value = node.op.eval(*[x if x is None else x.value for x in node.inputs], **node.params)
     values = value if isinstance(value, tuple) else (value,)
@@ -351,7 +383,7 @@ def _evaluate(node: Node) -> tuple[Tensor, ...]:
     results = []
     for i, array in enumerate(values):
         result = Tensor(np.asarray(array))
-        if tracked and result.dtype.kind == "f":
+        if tracked and is_floating(result.dtype):
             result.node, result.index, result.requires_grad = node, i, True
         results.append(result)
     return tuple(results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyattn import _core
+from pyattn import _core, interchange
 from pyattn.attention import _checks as checks
 from pyattn.ops import expand_dims, matmul, tanh
 from pyattn.tensor import Array, Node, Op, Spec, Value, apply
@@ -143,7 +143,8 @@ def additive_attention(
     TypeError
         For a dtype that is not listed above, or dtypes that differ.
     ValueError
-        For shapes that do not fit, lengths outside 0..S, unknown names in ``aux``.
+        For shapes that do not fit, lengths outside 0..S, unknown names in ``aux``; for another
+        library's array that is not on the CPU or requires a gradient.
 
     Notes
     -----
@@ -166,7 +167,8 @@ def additive_attention(
     (2, 3, 16)
     """
     optional = {"attn_mask": attn_mask, "bias": bias, "kv_lengths": kv_lengths}
-    checks.require_arrays(NAME, optional, query=query, key=key, value=value, v=v)
+    if not checks.require_arrays(NAME, optional, query=query, key=key, value=value, v=v):
+        return interchange.call(additive_attention, locals())
     if not isinstance(is_causal, bool):
         raise TypeError(f"{NAME}: is_causal must be a bool; got {is_causal!r}")
     if bias is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from pyattn import interchange
 from pyattn.attention import _checks as checks
 from pyattn.attention.additive import additive_attention
 from pyattn.attention.sdpa import scaled_dot_product_attention
@@ -75,7 +76,8 @@ def luong_attention(
         raise ValueError(f"{NAME}: score must be one of {get_args(Score)}; got {score!r}")
     value = key if value is None else value
     optional = {"weight": weight, "v": v, "attn_mask": attn_mask, "kv_lengths": kv_lengths}
-    checks.require_arrays(NAME, optional, query=query, key=key, value=value)
+    if not checks.require_arrays(NAME, optional, query=query, key=key, value=value):
+        return interchange.call(luong_attention, locals())
     if (weight is None) != (score == "dot") or (v is None) != (score != "concat"):
         raise ValueError(
             f'{NAME}: score "dot" takes no weight and no v, "general" takes weight, "concat" both; '

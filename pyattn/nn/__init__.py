@@ -6,7 +6,7 @@ from pyattn.nn.attention import (
     MultiHeadAttention,
     SelfAttention,
 )
-from pyattn.nn.layers import Dropout, Embedding, LayerNorm, Linear
+from pyattn.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, RotaryEmbedding
 from pyattn.nn.module import Module
 from pyattn.nn.transformer import TransformerEncoderLayer
 
@@ -19,6 +19,8 @@ __all__ = [
     "LuongAttention",
     "Module",
     "MultiHeadAttention",
+    "RMSNorm",
+    "RotaryEmbedding",
     "SelfAttention",
     "TransformerEncoderLayer",
 ]

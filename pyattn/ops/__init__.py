@@ -1,7 +1,8 @@
 """Operations on arrays and Tensors.
 
 Each takes NumPy arrays and returns an array, or takes at least one Tensor and returns a Tensor that
-remembers how it was made. Names are NumPy's where NumPy has the operation.
+remembers how it was made; an array of another library gives arrays of that library. Names are
+NumPy's where NumPy has the operation.
 """
 
 from pyattn.ops.elementwise import (
@@ -28,9 +29,10 @@ from pyattn.ops.elementwise import (
     where,
 )
 from pyattn.ops.index import arange_like, causal_mask, length_mask, repeat, take
-from pyattn.ops.layers import dropout, gelu, layer_norm
+from pyattn.ops.layers import dropout, gelu, layer_norm, rms_norm
 from pyattn.ops.linalg import linear, matmul
 from pyattn.ops.reduce import max, mean, softmax, sum
+from pyattn.ops.rotary import rotary_embedding
 from pyattn.ops.shape import concat, expand_dims, getitem, reshape, transpose
 
 __all__ = [
@@ -65,6 +67,8 @@ __all__ = [
     "relu",
     "repeat",
     "reshape",
+    "rms_norm",
+    "rotary_embedding",
     "sigmoid",
     "softmax",
     "sqrt",

@@ -11,6 +11,7 @@ from pyattn.tensor import Array, Dim, Node, Size, Spec
 
 BOOL = np.dtype(np.bool_)
 INT64 = np.dtype(np.int64)
+REAL = tuple(map(np.dtype, (np.float32, np.float64, np.float16)))
 
 
 def join(name: str, *specs: Spec) -> str:
@@ -69,6 +70,37 @@ def require_float(name: str, *specs: Spec) -> np.dtype[Any]:
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"{join(name, *specs)}; expected float32 or float64")
     return dtype
+
+
+def require_real(name: str, *specs: Spec) -> np.dtype[Any]:
+    """Return the one dtype of all specs, a float of half, single or double precision."""
+    dtype = same_dtypes(name, *specs)
+    # The name of a dtype takes NumPy a microsecond: it is asked for last.
+    if dtype not in REAL and dtype.name != "bfloat16":
+        raise TypeError(f"{join(name, *specs)}; expected float32, float64, float16 or bfloat16")
+    return dtype
+
+
+def through_float32(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``evaluate`` with arrays of half precision widened for it and its results rounded.
+
+    For a kernel that has none of its own for them; ``x`` is an array whose dtype counts.
+    """
+
+    def run(x: Array, *more: Array | None, **params: Any) -> Any:
+        dtype, arrays = x.dtype, (x, *more)
+        if dtype.itemsize != 2:
+            return evaluate(*arrays, **params)
+        wide = [
+            array if array is None or array.dtype != dtype else array.astype(np.float32)
+            for array in arrays
+        ]
+        result = evaluate(*wide, **params)
+        if isinstance(result, tuple):
+            return tuple(part if part is None else part.astype(dtype) for part in result)
+        return result.astype(dtype)
+
+    return run
 
 
 def same_spec(name: str, *, floating: bool = False) -> Callable[..., Spec]:

@@ -1,4 +1,4 @@
-"""Fused operations of network layers: GELU, layer normalisation, dropout."""
+"""Fused operations of network layers: GELU, layer and RMS normalisation, dropout."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from pyattn import _core
-from pyattn.ops._rules import join, require_float, same_spec
-from pyattn.ops.elementwise import erf
+from pyattn import _core, interchange
+from pyattn.ops._rules import (
+    join,
+    normalize_axis,
+    require_float,
+    require_real,
+    same_spec,
+    through_float32,
+    unbroadcast,
+)
+from pyattn.ops.elementwise import astype, erf, multiply, sqrt
+from pyattn.ops.reduce import mean
 from pyattn.tensor import Array, Node, Op, Spec, Tensor, TraceError, Value, apply, rank_of
 
 
@@ -72,6 +81,57 @@ _LAYER_NORM = Op(
 )
 
 
+def _rms_norm_shape(x: Spec, scale: Spec, *, axis: int, epsilon: float) -> Spec:
+    require_real("rms_norm", x, scale)
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"rms_norm: epsilon must be positive and finite; got {epsilon}")
+    sizes = x.shape[axis:]
+    pairs = zip(reversed(scale.shape), reversed(sizes), strict=False)
+    if scale.shape != sizes and (scale.ndim > len(sizes) or any(a not in (1, b) for a, b in pairs)):
+        raise ValueError(
+            f"{join('rms_norm', x, scale)}; scale must broadcast to the axes of x that are "
+            f"normalised, {sizes}"
+        )
+    return x
+
+
+def _rms_norm_vjp(
+    node: Node, g: tuple[Array], inputs: tuple[Array, Array], _: tuple[Array]
+) -> tuple[Array, Array | None]:
+    x, scale = inputs
+    gradient = through_float32(_core.rms_norm_gradient)
+    want_scale = node.required(1).requires_grad
+    of_x, of_scale = gradient(x, scale, g[0], **node.params, want_scale=want_scale)
+    return of_x, None if of_scale is None else unbroadcast(of_scale, scale.shape)
+
+
+def _rms_norm_expand(x: Value, scale: Value, *, axis: int, epsilon: float) -> Any:
+    dtype = x.dtype
+    wide = astype(x, np.float32) if dtype.itemsize == 2 else x
+    factor = astype(scale, np.float32) if dtype.itemsize == 2 else scale
+    axes = tuple(range(axis, rank_of("rms_norm", x)))
+    result = wide / sqrt(mean(multiply(wide, wide), axes, keepdims=True) + epsilon) * factor
+    return astype(result, dtype) if dtype.itemsize == 2 else result
+
+
+def _rms_norm_onnx(graph: Any, node: Node, x: str, scale: str) -> Any:
+    dtype = node.outputs[0].dtype
+    if graph.opset < 23 or dtype.name == "bfloat16":  # ONNX Runtime 1.32 lacks bfloat16
+        return None
+    stash = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    return graph.node("RMSNormalization", x, scale, **node.params, stash_type=stash)
+
+
+_RMS_NORM = Op(
+    "rms_norm",
+    through_float32(_core.rms_norm),
+    _rms_norm_shape,
+    _rms_norm_vjp,
+    _rms_norm_onnx,
+    _rms_norm_expand,
+)
+
+
 def gelu(x: Value) -> Any:
     """Return ``0.5 x (1 + erf(x / sqrt 2))``, the exact GELU (arXiv:1606.08415)."""
     return apply(_GELU, x)
@@ -85,6 +145,55 @@ def layer_norm(x: Value, weight: Value, bias: Value, *, eps: float = 1e-5) -> An
     return apply(_LAYER_NORM, x, weight, bias, eps=eps)
 
 
+def rms_norm(x: Value, scale: Value, *, axis: int = -1, epsilon: float = 1e-5) -> Any:
+    """Return ``x / sqrt(mean(x^2) + epsilon) * scale``, the mean over the axes from ``axis`` on.
+
+    Root-mean-square normalisation: layer normalisation without the mean and without a bias.
+
+    Parameters
+    ----------
+    x:
+        An array of any shape with one axis or more, and of any strides; float32, float64, float16
+        or bfloat16. Half precision is computed in float32 and rounded once.
+    scale:
+        Broadcasts to the shape of the axes that are normalised; the dtype of ``x``.
+    axis:
+        The first axis that is normalised; a negative one counts from the end.
+    epsilon:
+        Added to the mean; positive.
+
+    Returns
+    -------
+    An array of the shape and dtype of ``x``.
+
+    Raises
+    ------
+    TypeError
+        For a dtype other than these, or dtypes that differ.
+    ValueError
+        For an axis that ``x`` does not have, a ``scale`` that does not broadcast, or an ``epsilon``
+        that is not positive.
+
+    Notes
+    -----
+    One kernel for the result and one for the gradients with respect to ``x`` and ``scale``. In ONNX
+    this is ``RMSNormalization`` from opset 23 on, and standard operators before that and for
+    bfloat16.
+
+    References
+    ----------
+    Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", arXiv:1910.07467.
+
+    Examples
+    --------
+    >>> import numpy as np, pyattn as pa
+    >>> pa.ops.rms_norm(np.array([3.0, -4.0, 0.0, 0.0]), np.ones(4)).round(3).tolist()
+    [1.2, -1.6, 0.0, 0.0]
+    """
+    first = normalize_axis("rms_norm", axis, rank_of("rms_norm", x))
+    return apply(_RMS_NORM, x, scale, axis=first, epsilon=float(epsilon))
+
+
 def dropout(x: Value, p: float, rng: np.random.Generator | None) -> Any:
     """Return ``x`` with entries zeroed with probability ``p`` and the rest scaled by 1/(1-p).
 
@@ -95,6 +204,8 @@ def dropout(x: Value, p: float, rng: np.random.Generator | None) -> Any:
         raise ValueError(f"dropout: p must lie in [0, 1); got {p}")
     if rng is None or p == 0:
         return x
+    if interchange.is_foreign(x):
+        return interchange.call(dropout, locals())
     if isinstance(x, Tensor) and x.value is None:
         raise TraceError("dropout: a traced model has no randomness; leave rng out")
     shape = x.numpy().shape if isinstance(x, Tensor) else x.shape
