@@ -7,79 +7,15 @@ form right at sizes other than the traced ones. A test fails for an operation wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-import pyattn as pa
 from pyattn import ops
-from tests import naive, reference
-
-SIZES = {"B": 2, "H": 4, "T": 5, "S": 7}
-OTHER_SIZES = (
-    {"B": 1, "H": 2, "T": 1, "S": 3},
-    {"B": 3, "H": 6, "T": 9, "S": 2},
-    {"B": 2, "H": 4, "T": 4, "S": 17},
-)
-
-
-@dataclass(frozen=True)
-class In:
-    """One input of a case: its shape in names and numbers, and what it holds.
-
-    ``kind``: "float", "positive", "bool", "bias" (floats, some -inf), or an upper bound, a number
-    or a name, for integers.
-    """
-
-    shape: tuple[str | int, ...]
-    kind: str | int = "float"
-
-    def make(self, rng: np.random.Generator, sizes: Mapping[str, int], dtype: Any) -> Any:
-        shape = tuple(sizes[s] if isinstance(s, str) else s for s in self.shape)
-        if self.kind == "bool":
-            return rng.random(shape) < 0.7
-        if self.kind == "bias":
-            drawn = rng.standard_normal(shape)
-            return np.where(rng.random(shape) < 0.3, -np.inf, drawn).astype(dtype)
-        if self.kind in ("float", "positive"):
-            drawn = rng.standard_normal(shape)
-            return (np.abs(drawn) + 0.1 if self.kind == "positive" else drawn).astype(dtype)
-        high = sizes[self.kind] if isinstance(self.kind, str) else self.kind
-        return rng.integers(0, high + 1, shape)
-
-    @property
-    def dims(self) -> tuple[str | None, ...]:
-        return tuple(s if isinstance(s, str) else None for s in self.shape)
-
-
-@dataclass(frozen=True)
-class Case:
-    """An operation applied in one particular way."""
-
-    name: str
-    op: str
-    inputs: dict[str, In]
-    call: Callable[..., Any]
-    oracle: Callable[..., Any]
-    plain: Callable[..., Any] | None = None  # NumPy in the input's dtype: the yardstick of error
-    smooth: bool = True  # whether its gradient can be compared with finite differences
-    static: frozenset[str] = field(default_factory=frozenset)  # sizes that ONNX must know
-
-    def arrays(
-        self, rng: np.random.Generator, sizes: Mapping[str, int], dtype: Any
-    ) -> dict[str, Any]:
-        return {name: given.make(rng, sizes, dtype) for name, given in self.inputs.items()}
-
-    def onnx_inputs(self, arrays: Mapping[str, Any]) -> dict[str, pa.Input]:
-        return {
-            name: pa.Input(
-                arrays[name],
-                tuple(None if d in self.static else d for d in given.dims),
-            )
-            for name, given in self.inputs.items()
-        }
+from tests import reference, reference_layers
+from tests.case import Case, In
+from tests.cases_attention import ADDITIVE, LUONG, SDPA, VARLEN
 
 
 def _unary(name: str, oracle: Callable[..., Any], kind: str = "float") -> Case:
@@ -97,7 +33,7 @@ ELEMENTWISE = [
     _unary("sqrt", lambda x: np.sqrt(x), "positive"),
     _unary("tanh", lambda x: np.tanh(x)),
     _unary("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
-    _unary("relu", lambda x: np.where(x > 0, x, 0)),
+    _unary("relu", lambda x: np.where(x > 0, x, 0), "spaced"),
     _unary("erf", reference.erf),
     _unary("gelu", reference.gelu),
     _unary("negative", lambda x: 0 - x),
@@ -106,7 +42,13 @@ ELEMENTWISE = [
     _binary("subtract", lambda x, y: x - y),
     _binary("multiply", lambda x, y: x * y),
     _binary("divide", lambda x, y: x / y),
-    _binary("maximum", lambda x, y: np.where(x >= y, x, y)),
+    Case(
+        "maximum",
+        "maximum",
+        {"x": In(("B", 1, "S"), "spaced"), "y": In(("T", "S"), "spaced")},
+        lambda x, y: ops.maximum(x, y + 0.1),  # never near each other: there is no derivative there
+        lambda x, y: np.where(x >= y + 0.1, x, y + 0.1),
+    ),
     _binary("equal", lambda x, y: x == y, smooth=False),
     _binary("less", lambda x, y: x < y, smooth=False),
     _binary("less_equal", lambda x, y: x <= y, smooth=False),
@@ -237,7 +179,7 @@ MOVING = [
     Case(
         "max",
         "max",
-        {"x": In(("B", "T", "S"))},
+        {"x": In(("B", "T", "S"), "spaced")},
         lambda x: ops.max(x, -1),
         lambda x: np.sort(x, -1)[..., -1],
     ),
@@ -271,117 +213,51 @@ MOVING = [
     ),
 ]
 
-QKV = {
-    "query": In(("B", "H", "T", 16)),
-    "key": In(("B", "H", "S", 16)),
-    "value": In(("B", "H", "S", 9)),
-}
 
-
-def _sdpa(name: str, more: Mapping[str, In] | None = None, **options: Any) -> Case:
-    """A case of scaled dot-product attention with extra inputs and fixed options."""
-    inputs = QKV | dict(more or {})
-
-    def call(query: Any, key: Any, value: Any, mask: Any = None, kv_lengths: Any = None) -> Any:
-        return pa.scaled_dot_product_attention(
-            query, key, value, mask, kv_lengths=kv_lengths, aux=("weights", "lse"), **options
-        )
-
-    def oracle(query: Any, key: Any, value: Any, **rest: Any) -> Any:
-        return reference.sdpa(query, key, value, **rest, **options)
-
-    def plain(query: Any, key: Any, value: Any, **rest: Any) -> Any:
-        return naive.naive_sdpa(query, key, value, **rest, **options)
-
-    # To repeat key and value heads for the query heads, ONNX must know how many there are.
-    static = frozenset("H") if "QA" in name else frozenset()
-    return Case(f"sdpa/{name}", "sdpa", inputs, call, oracle, plain, static=static)
-
-
-SDPA = [
-    _sdpa("plain"),
-    _sdpa("causal", is_causal=True),
-    _sdpa("bool-mask", {"mask": In(("B", 1, "T", "S"), "bool")}),
-    _sdpa("row-mask", {"mask": In(("S",), "bool")}),
-    _sdpa("float-mask", {"mask": In(("H", "T", "S"), "bias")}),
-    _sdpa("float-mask-causal", {"mask": In(("T", "S"), "bias")}, is_causal=True),
-    _sdpa("lengths", {"kv_lengths": In(("B",), "S")}),
-    _sdpa(
-        "lengths-mask-causal",
-        {"mask": In(("B", "H", 1, "S"), "bool"), "kv_lengths": In(("B",), "S")},
-        is_causal=True,
-    ),
-    _sdpa("lengths-float", {"mask": In(("T", "S"), "bias"), "kv_lengths": In(("B",), "S")}),
-    _sdpa("negative-scale", scale=-0.3),
-    _sdpa("GQA", {"key": In(("B", 2, "S", 16)), "value": In(("B", 2, "S", 9))}),
-    _sdpa(
-        "MQA-causal", {"key": In(("B", 1, "S", 16)), "value": In(("B", 1, "S", 9))}, is_causal=True
-    ),
-]
-
-
-def _additive(name: str, more: Mapping[str, In] | None = None, **options: Any) -> Case:
-    inputs = {
-        "query": In(("B", "T", 12)),
-        "key": In(("B", "S", 12)),
-        "value": In(("B", "S", 9)),
-        "v": In((12,)),
-    } | dict(more or {})
-
-    def call(query: Any, key: Any, value: Any, v: Any, mask: Any = None, **rest: Any) -> Any:
-        return pa.additive_attention(
-            query, key, value, v, attn_mask=mask, aux=("weights", "lse"), **rest, **options
-        )
-
+def _rms_norm(name: str, scale: tuple[str | int, ...], axis: int) -> Case:
     return Case(
-        f"additive/{name}",
-        "additive",
+        f"rms_norm/{name}",
+        "rms_norm",
+        {"x": In(("B", "T", 3, 10)), "scale": In(scale)},
+        lambda x, scale: ops.rms_norm(x, scale, axis=axis, epsilon=1e-3),
+        lambda x, scale: reference_layers.rms_norm(x, scale, axis, 1e-3),
+    )
+
+
+def _rotary(name: str, shape: tuple[str | int, ...], pairs: int, **options: Any) -> Case:
+    """A case of rotary_embedding; the caches are tables if its name says "positions"."""
+    inputs = {"x": In(shape)}
+    looked_up = "positions" in name
+    cache = In((11, pairs) if looked_up else ("B", "T", pairs))
+    inputs |= {"cos_cache": cache, "sin_cache": cache}
+    if looked_up:
+        inputs["position_ids"] = In(("B", "T"), 10)
+    return Case(
+        f"rotary_embedding/{name}",
+        "rotary_embedding",
         inputs,
-        call,
-        lambda *a, **k: reference.additive(*a, **k, **options),
-        lambda *a, **k: naive.naive_additive(*a, **k, **options),
+        lambda **arrays: ops.rotary_embedding(**arrays, **options),
+        lambda **arrays: reference_layers.rotary_embedding(**arrays, **options),
     )
 
 
-ADDITIVE = [
-    _additive("plain"),
-    _additive("causal", is_causal=True),
-    _additive("bias", {"bias": In((12,))}),
-    _additive("bool-mask", {"mask": In(("B", "T", "S"), "bool")}),
-    _additive("float-mask", {"mask": In((1, "S"), "bias")}),
-    _additive("lengths", {"kv_lengths": In(("B",), "S")}),
+LAYERS = [
+    _rms_norm("last", (10,), -1),
+    _rms_norm("two-axes", (3, 10), 2),
+    _rms_norm("broadcast", (3, 1), -2),
+    _rms_norm("dynamic-axis", (1,), 1),
+    _rms_norm("scalar", (), 3),
+    _rotary("positions", ("B", "H", "T", 16), 8),
+    _rotary("caches", ("B", "H", "T", 16), 8),
+    _rotary("positions-interleaved", ("B", "H", "T", 38), 19, interleaved=True),
+    _rotary("part", ("B", "H", "T", 23), 9, rotary_embedding_dim=18),
+    _rotary("positions-part", ("B", "H", "T", 64), 16, rotary_embedding_dim=32),
+    _rotary("part-interleaved", ("B", "H", "T", 7), 2, rotary_embedding_dim=4, interleaved=True),
+    _rotary("positions-merged", ("B", "T", 24), 4, num_heads=3),
+    _rotary("merged-part", ("B", "T", 21), 3, num_heads=3, rotary_embedding_dim=6),
+    _rotary("positions-merged-interleaved", ("B", "T", 36), 6, num_heads=3, interleaved=True),
 ]
 
-
-def _luong(score: str, **weights: In) -> Case:
-    inputs = {"query": In(("B", "T", 6)), "key": In(("B", "S", 6 if score == "dot" else 5))}
-    mask = {"attn_mask": In(("B", "T", "S"), "bool")}
-
-    def oracle(query: Any, key: Any, attn_mask: Any, **rest: Any) -> Any:
-        return reference.luong(query, key, score=score, mask=attn_mask, **rest)  # type: ignore[arg-type]
-
-    return Case(
-        f"luong/{score}",
-        "additive" if score == "concat" else "sdpa",
-        inputs | mask | weights,
-        lambda query, key, attn_mask, **rest: pa.luong_attention(
-            query,
-            key,
-            score=score,
-            attn_mask=attn_mask,
-            aux=("weights", "lse"),
-            **rest,  # type: ignore[arg-type]
-        ),
-        oracle,
-    )
-
-
-LUONG = [
-    _luong("dot"),
-    _luong("general", weight=In((6, 5))),
-    _luong("concat", weight=In((8, 11)), v=In((8,))),
-]
-
-CASES = [*ELEMENTWISE, *MOVING, *SDPA, *ADDITIVE, *LUONG]
+CASES = [*ELEMENTWISE, *MOVING, *LAYERS, *SDPA, *VARLEN, *ADDITIVE, *LUONG]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES)

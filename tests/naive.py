@@ -5,32 +5,11 @@ oracle is the yardstick for a kernel of the same dtype (`tests.reference.toleran
 contender in the benchmarks. It reads masked entries, so it is given arrays without poison.
 """
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tests.reference import AnyArray, Causal, Result, broadcast_mask
-
-
-def naive_sdpa(
-    query: AnyArray,
-    key: AnyArray,
-    value: AnyArray,
-    *,
-    mask: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-    is_causal: Causal = False,
-    scale: float | None = None,
-) -> Result:
-    """Scaled dot-product attention with the (B, H, T, S) scores in memory."""
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = np.repeat(key, repeats, axis=1), np.repeat(value, repeats, axis=1)
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = (query * query.dtype.type(factor)) @ key.swapaxes(-1, -2)
-    allowed = _allowed(scores.shape, kv_lengths, is_causal)
-    return _softmax_sum(scores, value, mask, allowed)
+from tests.naive_sdpa import naive_sdpa as naive_sdpa
+from tests.reference_sdpa import AnyArray, Causal, Result, broadcast_mask
 
 
 def naive_additive(

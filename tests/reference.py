@@ -4,6 +4,7 @@ Every oracle loops over batch, head and query row, picks out the keys that the r
 and evaluates the paper's formula on those keys alone. A masked key or value is therefore never
 read, so NaN stored there cannot reach a result. A row with no allowed key has output 0, weights 0
 and log-sum-exp -inf. Nothing here is fast, and nothing here imports the library under test.
+Scaled dot-product attention has files of its own, ``reference_sdpa*.py``.
 
 Dimension letters: B batch, H query heads, G key/value heads, T query length, S key length,
 D head size, E value head size, A additive size, M model size.
@@ -15,43 +16,24 @@ the bound that a kernel in that dtype has to keep.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, cast
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float64]
-AnyArray = NDArray[Any]
-Causal = bool | Literal["top_left", "bottom_right"]
+from tests.reference_sdpa import (
+    AnyArray,
+    Array,
+    Causal,
+    Result,
+    broadcast_mask,
+    float64,
+    sdpa,
+    softmax_row,
+)
+
 LuongScore = Literal["dot", "general", "concat", "location"]
-
-
-class Result(NamedTuple):
-    """Output, attention weights and log-sum-exp of the scores, one row per query."""
-
-    out: AnyArray
-    weights: AnyArray
-    lse: AnyArray
-
-
-def _float64(array: ArrayLike) -> Array:
-    return np.asarray(array, dtype=np.float64)
-
-
-def broadcast_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> AnyArray | None:
-    """Right-aligned broadcast of a mask to `shape`, whose last dimension is S.
-
-    A last dimension between 2 and S - 1 is first padded with "masked" (False, or -inf).
-    """
-    if mask is None:
-        return None
-    array = np.asarray(mask)
-    missing = shape[-1] - array.shape[-1]
-    if missing > 0 and array.shape[-1] != 1:
-        masked = False if array.dtype == np.bool_ else -np.inf
-        padding = np.full((*array.shape[:-1], missing), masked, dtype=array.dtype)
-        array = np.concatenate([array, padding], axis=-1)
-    return np.broadcast_to(array, shape)
 
 
 def causal_offset(is_causal: Causal, length: int, rows: int) -> int | None:
@@ -84,58 +66,8 @@ def _row_keys(
     return np.asarray(keys, dtype=np.intp), np.asarray(bias, dtype=np.float64)
 
 
-def _softmax_row(scores: Array) -> tuple[Array, float]:
-    """Softmax of one row and the logarithm of its denominator; an empty row has -inf."""
-    if scores.size == 0:
-        return scores, -math.inf
-    largest = float(scores.max())
-    numerators = np.exp(scores - largest)
-    total = float(numerators.sum())
-    return numerators / total, largest + math.log(total)
-
-
 def _length(kv_lengths: ArrayLike | None, b: int, size: int) -> int:
     return size if kv_lengths is None else int(np.asarray(kv_lengths)[b])
-
-
-def sdpa(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    *,
-    mask: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-    is_causal: Causal = False,
-    scale: float | None = None,
-) -> Result:
-    """``softmax(scale * Q K^T + bias) V`` (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
-
-    query (B, H, T, D), key (B, G, S, D), value (B, G, S, E); query head h reads key/value head
-    ``h // (H / G)`` (Ainslie et al. 2023, arXiv:2305.13245). `scale` is ``1 / sqrt(D)`` unless
-    given. A mask is boolean (True = attend) or a float bias, of rank 1 to 4. Returns out
-    (B, H, T, E), weights (B, H, T, S), lse (B, H, T).
-    """
-    q, k, v = _float64(query), _float64(key), _float64(value)
-    (batch, heads, rows, depth), (size, groups) = q.shape, (k.shape[2], k.shape[1])
-    factor = 1.0 / math.sqrt(depth) if scale is None else scale
-    masks = broadcast_mask(mask, (batch, heads, rows, size))
-    out = np.zeros((batch, heads, rows, v.shape[3]))
-    weights = np.zeros((batch, heads, rows, size))
-    lse = np.full((batch, heads, rows), -np.inf)
-    for b in range(batch):
-        length = _length(kv_lengths, b, size)
-        offset = causal_offset(is_causal, length, rows)
-        for h in range(heads):
-            g = h // (heads // groups)
-            for i in range(rows):
-                mask_row = None if masks is None else masks[b, h, i]
-                keys, bias = _row_keys(mask_row, size, length, i, offset)
-                if keys.size == 0:
-                    continue
-                scores = factor * (k[b, g, keys] @ q[b, h, i]) + bias
-                weights[b, h, i, keys], lse[b, h, i] = _softmax_row(scores)
-                out[b, h, i] = weights[b, h, i, keys] @ v[b, g, keys]
-    return Result(out, weights, lse)
 
 
 def additive(
@@ -155,8 +87,8 @@ def additive(
     v (A,), value (B, S, E), bias (A,) as in the normalised variant. A mask has rank 1 to 3 and
     broadcasts to (B, T, S). Returns out (B, T, E), weights (B, T, S), lse (B, T).
     """
-    q, k, values, vector = _float64(query), _float64(key), _float64(value), _float64(v)
-    inner = np.zeros(vector.shape) if bias is None else _float64(bias)
+    q, k, values, vector = float64(query), float64(key), float64(value), float64(v)
+    inner = np.zeros(vector.shape) if bias is None else float64(bias)
 
     def score(b: int, i: int, keys: NDArray[np.intp]) -> Array:
         return np.asarray([vector @ np.tanh(q[b, i] + k[b, j] + inner) for j in keys])
@@ -183,10 +115,10 @@ def luong(
     W_a h_t with weight (L, M), of which the first S entries are used (S <= L).
     Returns out (B, T, E), weights (B, T, S), lse (B, T).
     """
-    q, k = _float64(query), _float64(key)
-    values = k if value is None else _float64(value)
-    w = np.zeros(0) if weight is None else _float64(weight)
-    vector = np.zeros(0) if v is None else _float64(v)
+    q, k = float64(query), float64(key)
+    values = k if value is None else float64(value)
+    w = np.zeros(0) if weight is None else float64(weight)
+    vector = np.zeros(0) if v is None else float64(v)
     if score == "location" and k.shape[1] > w.shape[0]:
         raise ValueError(f"location has {w.shape[0]} positions, the source has {k.shape[1]}")
 
@@ -227,52 +159,70 @@ def _attend_by_row(
             keys, bias = _row_keys(mask_row, size, length, i, offset)
             if keys.size == 0:
                 continue
-            weights[b, i, keys], lse[b, i] = _softmax_row(score(b, i, keys) + bias)
+            weights[b, i, keys], lse[b, i] = softmax_row(score(b, i, keys) + bias)
             out[b, i] = weights[b, i, keys] @ values[b, keys]
     return Result(out, weights, lse)
 
 
 def max_error(found: ArrayLike, exact: ArrayLike) -> float:
     """Largest absolute difference; equal infinities differ by 0, a NaN differs by infinity."""
-    a, b = np.broadcast_arrays(_float64(found), _float64(exact))
+    a, b = np.broadcast_arrays(float64(found), float64(exact))
     differing = a != b
     gaps = np.abs(a[differing] - b[differing])
     return float(np.where(np.isnan(gaps), np.inf, gaps).max(initial=0.0))
 
 
-def tolerance(naive: AnyArray, exact: ArrayLike, eps: float | None = None) -> float:
+def tolerance(
+    naive: AnyArray,
+    exact: ArrayLike,
+    eps: float | None = None,
+    *,
+    score: float = 0.0,
+    spread: float = 0.0,
+) -> float:
     """The bound on a kernel's error, ``2 * error(naive) + eps``, naive in the kernel's dtype.
 
-    `eps` is sixteen units in the last place of the largest finite exact value, or of 1, unless
-    given: a kernel may round where the plain evaluation happens to be (nearly) exact.
+    `eps`, unless given, allows for a plain evaluation that happens to be (nearly) exact:
+
+    - sixteen units in the last place of float32 (float64 for float64) at the largest finite exact
+      value, or at 1; and four more for each unit of `score`, the size of the largest score, since
+      a score of size z is off by some units of z, which the exponential makes relative to 1;
+    - for float16 and bfloat16, which are accumulated in float32, also the roundings to the dtype
+      that no kernel can avoid: one unit at the largest value, twice what rounding the result
+      costs, and two at `spread`. That is the root of the sum of the squares of the terms
+      ``p_j v_j`` of an output. A kernel that multiplies in the dtype rounds each p_j, by up to half
+      a unit and independently, so their errors add up in squares: sqrt(1/12) units at `spread` is
+      the standard deviation. The output itself may be far smaller, where terms cancel.
     """
     if eps is None:
-        values = np.abs(_float64(exact))
-        largest = float(values[np.isfinite(values)].max(initial=1.0))
-        # A dtype outside NumPy (bfloat16) has no finfo there; its unit is that of 8 bits.
-        unit = float(np.finfo(naive.dtype).eps) if naive.dtype.kind == "f" else 2.0**-7
-        eps = 16.0 * unit * largest
+        values = np.abs(float64(exact))
+        largest = float(values[np.isfinite(values)].max(initial=0.0))
+        unit = float(cast(Any, ml_dtypes).finfo(naive.dtype).eps)
+        wide = min(unit, float(np.finfo(np.float32).eps))
+        eps = (16.0 + 4.0 * score) * wide * max(largest, 1.0)
+        if unit > wide:
+            eps += unit * (largest + 2.0 * spread)
     return 2.0 * max_error(naive, exact) + eps
 
 
 def erf(x: ArrayLike) -> Array:
     """Error function, element by element with `math.erf`."""
-    return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(_float64(x)))
+    return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(float64(x)))
 
 
 def gelu(x: ArrayLike) -> Array:
     """``x * Phi(x)``, Phi the normal distribution (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
-    array = _float64(x)
+    array = float64(x)
     return array * 0.5 * (1.0 + erf(array / math.sqrt(2.0)))
 
 
 def softmax(x: ArrayLike, axis: int = -1) -> Array:
     """``exp(x) / sum(exp(x))`` along an axis; a slice that is -inf throughout gives zeros."""
-    array = np.moveaxis(_float64(x), axis, -1)
+    array = np.moveaxis(float64(x), axis, -1)
     out = np.zeros(array.shape)
     for index in np.ndindex(array.shape[:-1]):
         if np.any(array[index] != -np.inf):
-            out[index] = _softmax_row(array[index])[0]
+            out[index] = softmax_row(array[index])[0]
     return np.asarray(np.moveaxis(out, -1, axis))
 
 
@@ -281,16 +231,16 @@ def layer_norm(x: ArrayLike, weight: ArrayLike, bias: ArrayLike, eps: float = 1e
 
     The variance is the biased one (Ba et al. 2016, arXiv:1607.06450); eps is BERT's.
     """
-    array = _float64(x)
+    array = float64(x)
     centred: Array = array - array.mean(axis=-1, keepdims=True)
     variance: Array = (centred**2).mean(axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + eps) * _float64(weight) + _float64(bias)
+    return centred / np.sqrt(variance + eps) * float64(weight) + float64(bias)
 
 
 def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Array:
     """``y = x W^T + b`` with weight (out, in) and bias (out,)."""
-    product = _float64(x) @ _float64(weight).T
-    return product if bias is None else product + _float64(bias)
+    product = float64(x) @ float64(weight).T
+    return product if bias is None else product + float64(bias)
 
 
 @dataclass(frozen=True)
@@ -377,7 +327,7 @@ def transformer_encoder_layer(
     attended = multi_head(
         x, x, x, weights.attention, num_heads=num_heads, mask=mask, kv_lengths=kv_lengths
     ).out
-    w, residual = weights, _float64(x) + attended
+    w, residual = weights, float64(x) + attended
     y = layer_norm(residual, w.attention_norm_weight, w.attention_norm_bias, eps)
     fed = linear(gelu(linear(y, w.up, w.up_bias)), w.down, w.down_bias)
     return layer_norm(y + fed, w.output_norm_weight, w.output_norm_bias, eps)
@@ -385,7 +335,7 @@ def transformer_encoder_layer(
 
 def mean_pool(hidden: ArrayLike, attention_mask: ArrayLike) -> Array:
     """Mean of the unmasked rows: hidden (B, T, M), attention_mask (B, T) to (B, M)."""
-    states, keep = _float64(hidden), np.asarray(attention_mask).astype(bool)
+    states, keep = float64(hidden), np.asarray(attention_mask).astype(bool)
     out = np.zeros((states.shape[0], states.shape[2]))
     for b in range(states.shape[0]):
         if keep[b].any():
@@ -395,6 +345,6 @@ def mean_pool(hidden: ArrayLike, attention_mask: ArrayLike) -> Array:
 
 def l2_normalize(x: ArrayLike, eps: float = 1e-12) -> Array:
     """``x / max(||x||, eps)`` over the last axis."""
-    array = _float64(x)
+    array = float64(x)
     norm: Array = np.sqrt((array**2).sum(axis=-1, keepdims=True))
     return array / np.maximum(norm, eps)

@@ -14,56 +14,10 @@ from hypothesis import strategies as st
 
 import pyattn as pa
 from tests import naive, reference
+from tests.draws import EDGES, draw_layout, draw_lengths, draw_mask, poison
 from tests.reference import max_error, tolerance
 
-EDGES = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129]
 ISAS = pa.runtime.available_isas()
-
-
-def draw_layout(draw: Any, array: Any) -> Any:
-    """Return an equal array in another memory layout: strided, reversed, Fortran, read-only."""
-    layout = draw(st.sampled_from(["C", "F", "strided", "reversed", "swapped", "read-only"]))
-    if layout == "F":
-        return np.asfortranarray(array)
-    if layout == "strided":
-        spread = np.full((*array.shape[:-1], 2 * array.shape[-1]), np.nan, array.dtype)
-        spread[..., ::2] = array
-        return spread[..., ::2]
-    if layout == "reversed":
-        return np.ascontiguousarray(array[..., ::-1, :])[..., ::-1, :]
-    if layout == "swapped":
-        return np.ascontiguousarray(array.swapaxes(0, 1)).swapaxes(0, 1)
-    if layout == "read-only":
-        array = array.copy()
-        array.flags.writeable = False
-    return array
-
-
-def draw_mask(draw: Any, rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    """Return a mask that broadcasts to ``shape``, boolean or float, or None."""
-    kind = draw(st.sampled_from(["none", "bool", "float"]))
-    if kind == "none":
-        return None
-    rank = draw(st.integers(1, len(shape)))
-    sizes = tuple(n if draw(st.booleans()) else 1 for n in shape[-rank:])
-    allowed = rng.random(sizes) < draw(st.sampled_from([0.1, 0.5, 0.9]))
-    if kind == "bool":
-        return allowed
-    return np.where(allowed, rng.standard_normal(sizes), -np.inf).astype(dtype)
-
-
-def draw_lengths(draw: Any, rng: Any, batch: int, keys: int) -> Any:
-    if not draw(st.booleans()):
-        return None
-    return rng.integers(0, keys + 1, batch).astype(draw(st.sampled_from([np.int32, np.int64])))
-
-
-def poison(array: Any, never: Any) -> Any:
-    """Return the array with NaN and infinities in the rows of axis -2 where ``never`` is true."""
-    array = array.copy()
-    array[never] = np.nan
-    array[never, ::2] = np.inf
-    return array
 
 
 def check(found: Any, exact: Any, plain: Any) -> None:

@@ -24,7 +24,7 @@ AQ, AK, AV, W = arrays((2, 5, 8), (2, 7, 8), (2, 7, 3), (8,))
 SDPA: dict[str, tuple[Any, type[Exception], str]] = {
     "no array": (([[1.0]], K, V), TypeError, "query must be a NumPy array or a Tensor; got list"),
     "dtype": ((Q.astype(np.int64), K, V), TypeError, "query int64"),
-    "half": ((Q.astype(np.float16),) * 3, TypeError, "float32 or float64; got query float16"),
+    "complex": ((Q.astype(np.complex64), K, V), TypeError, "bfloat16; got query complex64"),
     "mixed": ((Q, K.astype(np.float64), V), TypeError, "query float32, key float64"),
     "rank": ((Q[0], K, V), ValueError, r"query must be \(B, H, T, D\); got shape \(4, 5, 8\)"),
     "batch": ((Q[:1], K, V), ValueError, "must share B"),
@@ -34,7 +34,8 @@ SDPA: dict[str, tuple[Any, type[Exception], str]] = {
     "heads": ((Q[:, :3], K, V), ValueError, "heads of query must be a multiple"),
     "no heads": ((Q, K[:, :0], V[:, :0]), ValueError, "heads of query must be a multiple"),
     "D = 0": ((Q[..., :0], K[..., :0], V), ValueError, "D > 0"),
-    "mask shape": ((Q, K, V, np.ones((5, 6), bool)), ValueError, r"broadcast to \(2, 4, 5, 7\)"),
+    "mask shape": ((Q, K, V, np.ones((4, 7), bool)), ValueError, r"broadcast to \(2, 4, 5, 7\)"),
+    "mask long": ((Q, K, V, np.ones((5, 8), bool)), ValueError, r"broadcast to \(2, 4, 5, 7\)"),
     "mask rank": ((Q, K, V, np.ones((1, 2, 4, 5, 7), bool)), ValueError, "broadcast"),
     "mask rank 0": ((Q, K, V, np.ones((), bool)), ValueError, "broadcast"),
     "mask dtype": ((Q, K, V, np.ones((5, 7), np.int8)), TypeError, "bool or float32; got int8"),

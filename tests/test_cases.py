@@ -11,7 +11,8 @@ import pyattn as pa
 from pyattn import ops
 from pyattn.ort import session
 from pyattn.tensor import REGISTRY, Tensor
-from tests.cases import CASES, OTHER_SIZES, SIZES, Case
+from tests.case import OTHER_SIZES, SIZES, Case
+from tests.cases import CASES
 from tests.reference import max_error, tolerance
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -62,11 +63,7 @@ def test_tensors_compute_the_same_as_arrays(case: Case, rng: Any) -> None:
 @pytest.mark.parametrize("sizes", [SIZES, *OTHER_SIZES], ids=str)
 def test_gradient(case: Case, sizes: dict[str, int], rng: Any) -> None:
     arrays = case.arrays(rng, sizes, np.float64)
-    bias = arrays.get("mask")
-    floats = [
-        name for name, a in arrays.items()
-        if a.dtype.kind == "f" and not (a is bias and case.inputs["mask"].kind == "bias")
-    ]  # fmt: skip
+    floats = [name for name, given in case.inputs.items() if given.has_gradient]
     fixed = {name: a for name, a in arrays.items() if name not in floats}
 
     def call(*values: Any) -> Any:

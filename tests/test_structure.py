@@ -22,7 +22,7 @@ PACKAGE = ROOT / "pyattn"
 
 # A module may import modules of its own layer and of earlier ones.
 LAYERS = [
-    {"_core", "extras"},
+    {"_core", "dtypes", "extras", "interchange"},
     {"tensor"},
     {"ops", "runtime"},
     {"grad", "io", "onnx_graph", "ort"},
@@ -31,7 +31,7 @@ LAYERS = [
     {"models"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-USES_CORE = {"attention", "ops", "runtime"}
+USES_CORE = {"attention", "interchange", "ops", "runtime"}
 USES_ONNX = {"export", "onnx_graph", "ort"}
 LAZY = {"onnx", "onnxruntime", "safetensors", "tokenizers", "tqdm", "ml_dtypes"}
 
@@ -120,7 +120,14 @@ def test_public_names_have_docstrings(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["scaled_dot_product_attention", "additive_attention", "luong_attention"]
+    "name",
+    [
+        "scaled_dot_product_attention",
+        "varlen_attention",
+        "paged_attention",
+        "additive_attention",
+        "luong_attention",
+    ],
 )
 def test_mechanisms_are_documented_in_full(name: str) -> None:
     text = inspect.getdoc(getattr(pyattn, name)) or ""
