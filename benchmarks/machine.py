@@ -1,36 +1,25 @@
-"""What a figure depends on: the machine, the versions, the commit, and the machine's limits."""
+"""What a figure depends on: the machine, the versions, the commit."""
 
 import importlib.metadata
 import os
 import platform
 import subprocess
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks import peers
-
 LIBRARIES = (
     "pyattn", "numpy", "torch", "transformers", "onnx", "onnxruntime", "onnxscript", "tokenizers",
+    "openvino", "jax",
 )  # fmt: skip
 ISA_FLAGS = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16",
     "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "asimdhp", "bf16", "sve",
 )  # fmt: skip
-MATMUL_SIZE = 2048
-READ_BYTES = 256 * 2**20
 
 
 def describe(threads: int) -> dict[str, Any]:
-    """Machine, versions, commit and limits, as kept at the head of a results file."""
+    """Machine, versions and commit, as kept at the head of a results file."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -45,7 +34,6 @@ def describe(threads: int) -> dict[str, Any]:
             "system": f"{platform.system()} {platform.release()}",
         },
         "versions": {"python": platform.python_version(), **_versions()},
-        "limits": limits(threads),
     }
 
 
@@ -82,60 +70,3 @@ def _commit() -> str:
 
     changed = git("status", "--porcelain", "--untracked-files=no")
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if changed else "")
-
-
-def limits(threads: int) -> dict[str, Any]:
-    """Best rates of this machine now: float32 matrix product by library, and reading memory."""
-    return {
-        "matmul_float32_flops": matmul_rates(threads),
-        "read_bytes_per_second": read_rate(threads),
-    }
-
-
-def best_limits(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """The better of two measurements, rate by rate: a busy machine only ever lowers them."""
-    ours, theirs = first["matmul_float32_flops"], second["matmul_float32_flops"]
-    return {
-        "matmul_float32_flops": {name: max(rate, theirs[name]) for name, rate in ours.items()},
-        "read_bytes_per_second": max(
-            first["read_bytes_per_second"], second["read_bytes_per_second"]
-        ),
-    }
-
-
-def matmul_rates(threads: int) -> dict[str, float]:
-    """Operations per second of a 2048 x 2048 x 2048 product in every library installed.
-
-    No single library is the limit: on some processors NumPy's OpenBLAS reaches little more than
-    half of what ONNX Runtime does. NumPy's threads are those of its BLAS, which reads
-    OMP_NUM_THREADS when it is loaded.
-    """
-    size = MATMUL_SIZE
-    a = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
-    calls: dict[str, Callable[[], object]] = {"numpy": partial(np.matmul, a, a, np.empty_like(a))}
-    with suppress(ImportError):
-        tensor = peers.torch(threads).from_numpy(a)
-        calls["torch"] = partial(tensor.matmul, tensor)
-    with suppress(ImportError):
-        node = import_module("onnx.helper").make_node("MatMul", ["a", "b"], ["c"])
-        feeds: peers.Feeds = {"a": a, "b": a.copy()}
-        model = peers.onnx_model([node], feeds, "c", {})
-        calls["onnxruntime"] = peers.onnx_run(threads, model, feeds, a.shape)
-    return {name: 2.0 * size**3 / _best(call) for name, call in calls.items()}
-
-
-def read_rate(threads: int) -> float:
-    """Bytes per second of reading 256 MiB, each thread taking the inner product of its part."""
-    parts = np.array_split(np.ones(READ_BYTES // 4, dtype=np.float32), threads)
-    with ThreadPoolExecutor(threads) as pool:
-        return READ_BYTES / _best(lambda: [*pool.map(np.dot, parts, parts)])
-
-
-def _best(call: Callable[[], object], runs: int = 8) -> float:
-    call()
-    times: list[float] = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -1,18 +1,39 @@
-"""Results files: written whole or not at all, shown as Markdown tables, compared in pairs."""
+"""Results files: written whole or not at all, shown as Markdown, compared in pairs."""
 
 import json
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 Results = dict[str, Any]
+Rows = list[dict[str, Any]]
+
+LIMITS = {
+    "matmul_float32_flops": "float32 matrix product",
+    "matmul_bfloat16_flops": "bfloat16 matrix product",
+    "read_bytes_per_second": "reading memory",
+}
+PLOTTED = "sdpa-length"  # a suite with a picture instead of lines in the summary
 
 
-def write(path: Path, results: Results) -> None:
-    """Write a results file under a temporary name and rename it, so that it is never partial."""
+def write(path: Path, results: Results) -> list[Path]:
+    """Write the results, the page that shows them and its picture; return what was written."""
+    from benchmarks import plot
+
     path.parent.mkdir(parents=True, exist_ok=True)
+    picture = path.with_suffix(".png")
+    drawn = [picture] if plot.write(picture, results) else []
+    page_of = page(results, picture.name if drawn else "")
+    _replace(path.with_suffix(".md"), page_of + "\n")
+    _replace(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    return [path, path.with_suffix(".md"), *drawn]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write under a temporary name and rename, so that the file is never partial."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
@@ -22,78 +43,162 @@ def read(path: Path) -> Results:
     return results
 
 
+def newest(folder: Path, suites: Iterable[str]) -> Path:
+    """The newest results file of a folder that has rows of every one of the suites."""
+    wanted = set(suites)
+    found = []
+    for path in folder.glob("*.json"):
+        results = read(path)
+        if wanted <= {suite_of(row) for row in results["rows"]}:
+            found.append((results["date"], path))
+    if not found:
+        raise FileNotFoundError(f"no results of {', '.join(sorted(wanted))} in {folder}")
+    return max(found)[1]
+
+
+def suite_of(row: dict[str, Any]) -> str:
+    """The suite that a row belongs to, which begins the name of its case."""
+    return str(row["case"]).split("/", 1)[0]
+
+
+def by_case(results: Results) -> list[tuple[str, Rows]]:
+    """The rows of each case, in the order in which the cases were run."""
+    return [(case, list(rows)) for case, rows in groupby(results["rows"], lambda row: row["case"])]
+
+
+def ours(rows: Rows) -> dict[str, Any] | None:
+    """What a case is about: pyattn's fastest way to do it, or None if none was timed."""
+    return _fastest(row for row in rows if is_ours(row))
+
+
+def best_peer(rows: Rows) -> dict[str, Any] | None:
+    """The fastest of the others, or None if none was timed."""
+    return _fastest(row for row in rows if not is_ours(row))
+
+
+def is_ours(row: dict[str, Any]) -> bool:
+    """Whether a row is pyattn's."""
+    return str(row["contender"]).startswith("pyattn")
+
+
+def _fastest(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    timed = [row for row in rows if row["median"]]
+    return min(timed, key=lambda row: row["median"]) if timed else None
+
+
+def rate(row: dict[str, Any]) -> float:
+    """Operations per second, or bytes per second where the memory sets the limit."""
+    work: float = row["bytes_read"] or row["operations"]
+    return work / float(row["median"])
+
+
+def share(row: dict[str, Any], source: str = "") -> float | None:
+    """The rate as a part of the machine's limit, measured by one library or by the fastest."""
+    rates: dict[str, float] = row.get("limit_rates") or {}
+    limit = rates.get(source) if source else max(rates.values(), default=None)
+    return rate(row) / limit if limit and row["median"] else None
+
+
 def heading(results: Results) -> str:
     """One paragraph that says what the figures below it depend on."""
-    machine, limits = results["machine"], results["limits"]
-    products = ", ".join(
-        f"{name} {rate / 1e9:.0f}" for name, rate in limits["matmul_float32_flops"].items()
+    machine = results["machine"]
+    limits = "; ".join(
+        f"{title} {_rates(results['limits'][kind])}"
+        for kind, title in LIMITS.items()
+        if kind in results["limits"]
     )
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return (
         f"{machine['cpu']} ({' '.join(machine['isa'])}), {results['threads']} threads of "
         f"{machine['cores']} cores (load {machine['load_average']:.1f}); "
         f"commit {results['commit']}, {results['date']}; {versions}. "
-        f"Limits measured in the same run: float32 matrix product in GFLOP/s {products}; "
-        f"reading memory {limits['read_bytes_per_second'] / 1e9:.1f} GB/s."
+        f"Limits measured in the same run, in 10^9 operations or bytes per second: {limits}."
     )
 
 
-def table(results: Results) -> str:
-    """Markdown: one line per case and contender, each case led by its fastest contender."""
+def _rates(rates: dict[str, float] | float) -> str:
+    """A limit by library; files of the first runs have one number for reading memory."""
+    if isinstance(rates, float):
+        return f"{rates / 1e9:.1f}"
+    return ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
+
+
+def page(results: Results, picture: str = "") -> str:
+    """The whole of a results file as Markdown."""
+    from benchmarks import targets
+
+    parts = [heading(results)]
+    if targets.found(results):
+        parts.append("## Against what was asked for\n\n" + targets.table(results))
+    if picture:
+        parts.append(f"## Speed over sequence length\n\n![speed over sequence length]({picture})")
+    return "\n\n".join([*parts, "## Every contender\n\n" + table(results, head=False)])
+
+
+def table(results: Results, *, head: bool = True) -> str:
+    """Markdown: one line per case and contender, each case led by its fastest contender.
+
+    `of limit` is against the fastest library's matrix product, or the rate of reading memory, in
+    the same rounds. `best peer` is how many times as long the fastest of the others takes.
+    """
     lines = [
-        heading(results),
-        "",
-        "| case | contender | median ms | quartiles ms | rate | of limit | times the fastest |",
+        *([heading(results), ""] if head else []),
+        "| case | contender | median ms | quartiles ms | rate | of limit | best peer |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for _, group in groupby(results["rows"], key=lambda row: row["case"]):
-        rows = sorted(group, key=lambda row: row["median"] or float("inf"))
-        fastest = rows[0]["median"]
-        lines.extend(_line(row, fastest, results["limits"]) for row in rows)
+    for _, rows in by_case(results):
+        peer = best_peer(rows)
+        ordered = sorted(rows, key=lambda row: row["median"] or float("inf"))
+        lines.extend(_line(row, peer) for row in ordered)
     return "\n".join(lines)
 
 
-# What a case is about: the first of these that was timed.
-OURS = ("pyattn.export in onnxruntime", "pyattn")
-
-
-def summary(results: Results) -> str:
-    """Markdown for the README: our time in each case, and the others' as a multiple of it."""
-    lines = ["| case | pyattn, ms | the others take, times as long |", "| --- | ---: | --- |"]
-    for case, group in groupby(results["rows"], key=lambda row: row["case"]):
-        timed = {row["contender"]: row["median"] for row in group if row["median"]}
-        name = next((name for name in OURS if name in timed), None)
-        if name is None:
-            continue
-        ours = timed.pop(name)
-        others = sorted(timed.items(), key=lambda item: item[1])
-        multiples = ", ".join(f"{other} {median / ours:.2f}" for other, median in others)
-        lines.append(f"| {case} | {_ms(ours)} | {multiples} |")
-    return "\n".join(lines)
-
-
-def _line(row: dict[str, Any], fastest: float, limits: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], peer: dict[str, Any] | None) -> str:
     start = f"| {row['case']} | {row['contender']} "
     if row["status"] != "ok":
         return f"{start}| {row['status']}: {row['reason']} | | | | |"
     low, high = row["quartiles"]
-    rate, share = _rate(row, limits)
+    against = f"{peer['median'] / row['median']:.2f}" if peer else ""
+    unit = "B" if row["bytes_read"] else row["unit"]
     return (
         f"{start}| {_ms(row['median'])} | {_ms(low)} – {_ms(high)} "
-        f"| {rate} | {share} | {row['median'] / fastest:.2f} |"
+        f"| {_scaled(rate(row))}{unit}/s | {percent(share(row))} | {against} |"
     )
 
 
-def _rate(row: dict[str, Any], limits: dict[str, Any]) -> tuple[str, str]:
-    """Work per second, and its share of the machine's limit where there is one for the unit."""
-    if row["bytes_read"]:
-        rate = row["bytes_read"] / row["median"]
-        return f"{rate / 1e9:.1f} GB/s", f"{100 * rate / limits['read_bytes_per_second']:.0f} %"
-    rate = row["operations"] / row["median"]
-    share = ""
-    if row["unit"] == "FLOP":
-        share = f"{100 * rate / max(limits['matmul_float32_flops'].values()):.0f} %"
-    return f"{_scaled(rate)}{row['unit']}/s", share
+# In the summary, the first of these that was timed stands for pyattn.
+OURS = ("pyattn.export in onnxruntime", "pyattn")
+
+
+def summary(results: Results) -> str:
+    """Markdown for the README: our time in each case, and the others' as a multiple of it.
+
+    The column `of limit` is there where limits were measured in turn with the cases.
+    """
+    chosen: list[tuple[str, dict[str, Any], Rows]] = []
+    for case, rows in by_case(results):
+        timed = {row["contender"]: row for row in rows if row["median"]}
+        name = next((name for name in OURS if name in timed), None)
+        if name is not None and suite_of(rows[0]) != PLOTTED:
+            mine = timed.pop(name)
+            chosen.append((case, mine, sorted(timed.values(), key=lambda row: row["median"])))
+    limited = any(share(mine) is not None for _, mine, _ in chosen)
+    lines = [
+        f"| case | pyattn, ms |{' of limit |' * limited} the others take, times as long |",
+        f"| --- | ---: |{' ---: |' * limited} --- |",
+    ]
+    for case, mine, others in chosen:
+        part = f" {percent(share(mine))} |" if limited else ""
+        multiples = ", ".join(
+            f"{row['contender']} {row['median'] / mine['median']:.2f}" for row in others
+        )
+        lines.append(f"| {case} | {_ms(mine['median'])} |{part} {multiples} |")
+    return "\n".join(lines)
+
+
+def percent(part: float | None) -> str:
+    """A share in percent; empty where there is none."""
+    return "" if part is None else f"{100 * part:.0f} %"
 
 
 def _ms(seconds: float) -> str:
@@ -134,8 +239,9 @@ def compare(before: Results, after: Results) -> str:
 
 
 def _verdict(before: dict[str, Any], after: dict[str, Any]) -> str:
-    if after["quartiles"][1] < before["quartiles"][0]:
+    quartiles: Sequence[Sequence[float]] = (before["quartiles"], after["quartiles"])
+    if quartiles[1][1] < quartiles[0][0]:
         return "faster"
-    if after["quartiles"][0] > before["quartiles"][1]:
+    if quartiles[1][0] > quartiles[0][1]:
         return "slower"
     return "noise"

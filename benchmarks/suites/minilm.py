@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import peers
+from benchmarks import limits, peers
 from benchmarks.harness import Case, Run
 from tests.naive import naive_sdpa
 from tests.reference import gelu, l2_normalize, layer_norm, linear, mean_pool, split_heads
@@ -85,6 +85,7 @@ def _case(name: str, ids: Ids, mask: Ids, threads: int) -> Case:
         exact=partial(_exact, ids, mask),
         contenders=contenders,
         tolerance=TOLERANCE,
+        limit=limits.FLOAT32,
     )
 
 
