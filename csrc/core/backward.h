@@ -17,8 +17,8 @@ constexpr std::int64_t backward_scratch_elements(std::int64_t depth, std::int64_
   const std::int64_t wide_columns = (columns + kBlockRows - 1) / kBlockRows * kBlockRows;
   return kBlockRows * (depth + wide_depth + columns + wide_columns)  // queries, their gradients
          + 4 * kBlockRows * kTileKeys                                // weights, ds, softcap, mask
-         + kTileKeys * (depth + columns)                             // copies of keys and values
-         + 2 * depth + columns + 5 * kBlockRows                      // zeros, rows, statistics
+         + kTileKeys * (2 * depth + columns)                         // copies of keys and values
+         + depth + columns + 5 * kBlockRows                          // a row of each, statistics
          + 512;                                                      // rounding to cache lines
 }
 

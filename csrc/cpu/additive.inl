@@ -174,11 +174,14 @@ class AdditiveScore {
     }
   }
 
+  static constexpr bool kLeavesNoGaps = false;
+
   template <int NV>
-  void strip(const Tile<T>&, const Strip<V>& strip, const Ahead<T>& ahead, T* sums) const {
+  void strip(const Tile<T>&, const Strip<V>& strip, int, Ahead<T>& ahead, T* sums) const {
     const std::int64_t at = panel_offset<V>(strip.lane, depth_);
+    const std::int64_t share = ahead.lines(1);
     for (int k = 0; k < strip.keys; ++k) {
-      ahead.touch(k, 1);
+      ahead.touch(share);
       T* place = sums + k * kPanel<V>;
       if (terms_in_lanes_) {
         score_row(strip, k, place);

@@ -12,8 +12,7 @@
 // A row with no allowed key keeps m = -inf and l = 0; m' is replaced by 0 in the exponents, so that
 //   nothing is NaN, and out and weights are 0.
 // Blocks of a few queries (decoding) keep them as rows instead: few_rows.inl.
-// Tried on Zen 5, AVX-512, one thread: 2 x 12 accumulators instead of 4 x 6, 3 to 5 % slower;
-//   without touching rows ahead, decoding over 4096 keys 1.7 times slower, long queries the same.
+// Tried on Zen 5, AVX-512, one thread: 2 x 12 accumulators instead of 4 x 6, 3 to 5 % slower.
 #pragma once
 
 #include "cpu/score_block.inl"
@@ -21,74 +20,6 @@
 
 namespace pyattn {
 namespace {
-
-// The value rows kept out of the product: out += p * value for the lanes that may attend to them.
-template <class V, int NV, class X>
-void add_odd_rows(const Tile<X>& tile, int lane, int keys, std::int64_t columns,
-                  const Compute<X>* p, Compute<X>* out) {
-  using T = Compute<X>;
-  for (int i = 0; i < tile.odd_count && tile.odd[i] < keys; ++i) {
-    const int k = tile.odd[i];
-    for (std::int64_t e = 0; e < columns; ++e) {
-      const V value = V::broadcast(tile.odd_value[i][e]);
-      for (int v = 0; v < NV; ++v) {
-        const int at = v * V::kLanes;
-        T* place = out + e * kPanel<V> + at;
-        const V before = V::load(place);
-        const V after = V::fma(V::load(p + k * kPanel<V> + at), value, before);
-        V::select(V::from_bits(tile.bits[k] >> (lane + at)), after, before).store(place);
-      }
-    }
-  }
-}
-
-// The same for rows: `p` has the stride of a panel.
-template <class V, class X>
-void add_odd_across(const Tile<X>& tile, int count, std::int64_t columns, const Compute<X>* p,
-                    Compute<X>* out) {
-  for (int i = 0; i < tile.odd_count; ++i) {
-    const int k = tile.odd[i];
-    for (int lane = 0; lane < count; ++lane) {
-      if ((tile.bits[k] >> lane & 1) == 0) continue;
-      const V weight = V::broadcast(p[k * kPanel<V> + lane]);
-      for (std::int64_t e = 0; e < columns; e += V::kLanes) {
-        Compute<X>* place = out + lane * columns + e;
-        const V value = load_left<V>(tile.odd_value[i] + e, columns - e);
-        store_left(V::fma(weight, value, load_left<V>(place, columns - e)), place, columns - e);
-      }
-    }
-  }
-}
-
-// P V with the values as numbers of the arithmetic.
-template <class V, class X>
-class RowValues {
- public:
-  using T = Compute<X>;
-
-  void load(const AttentionParams<X>& p, const Queries<X>& queries, std::int64_t group,
-            const Workspace<T>& w, const Ahead<X>& ahead, Tile<X>& tile) {
-    columns_ = p.value.shape[3];
-    load_values<V>(p, queries, group, w.values, w.zeros, ahead, tile);
-  }
-
-  template <int NV>
-  void add_panel(const Tile<X>& tile, const Strip<V>& strip, const T* p, const T* scale,
-                 const Ahead<X>& ahead, T* out) const {
-    add_tile<V, NV>(p, tile.value, strip.keys, columns_, scale, ahead, out);
-    add_odd_rows<V, NV>(tile, strip.lane, strip.keys, columns_, p, out);
-  }
-
-  template <int NV>
-  void add_rows(const Tile<X>& tile, const Strip<V>& strip, const T* p, const T* scale,
-                T* out) const {
-    add_few<V>(p, tile.value, strip.keys, strip.lanes, columns_, scale, out);
-    add_odd_across<V>(tile, strip.lanes, columns_, p, out);
-  }
-
- private:
-  std::int64_t columns_ = 0;
-};
 
 template <class V, class X, class Score, class Values = RowValues<V, X>>
 class Block : private ScoreBlock<V, X, Score> {
@@ -126,6 +57,7 @@ class Block : private ScoreBlock<V, X, Score> {
   using Base::p_;
   using Base::queries_;
   using Base::w_;
+  using Base::without_gaps;
 
   void first_pass() {
     if (block_.key_begin == block_.key_end) {
@@ -160,45 +92,56 @@ class Block : private ScoreBlock<V, X, Score> {
                   [&](int lane) { return to + 2 * kBlockRows + lane * columns_; });
   }
 
+  // Few queries read each row once: here the rows of the next tile are wanted, in the order of
+  // memory. Many read them from the cache, where only the first block of queries finds them missing:
+  // what comes next is wanted, whichever that is.
   void add_tile_of_keys(Tile<X>& tile) {
     if (p_.dropout.on) load_dropout(queries_, tile, kept_);
-    Ahead<X> values = ahead(p_.value, tile.first);
-    Ahead<X> keys = ahead(p_.key, tile.first + kTileKeys);
-    bool first = true;
+    const std::int64_t next = tile.first + kTileKeys;
+    Ahead<X> first = by_rows_ ? ahead(p_.key, tile.first + kKeysAhead, kTileKeys)
+                              : ahead(p_.value, tile.first, kTileKeys);
+    Ahead<X> second = ahead(by_rows_ ? p_.value : p_.key, next, kTileKeys);
+    bool loaded = false;
     for_each_strip<V>(tile, queries_.count, [&](auto vecs, const Strip<V>& strip) {
       constexpr int kVecs = decltype(vecs)::value;
-      T* scores = weigh_strip<kVecs>(tile, strip, values);
-      // Not before the scores: by now the rows that were touched are here.
-      if (first) values_.load(p_, queries_, group_, w_, by_rows_ ? keys : Ahead<X>{}, tile);
-      add_strip<kVecs>(tile, strip, keys, scores);
-      values = {};  // once per tile is enough
-      keys = {};
-      first = false;
+      const int stride = without_gaps(tile) ? few_stride<V>(queries_.count) : kPanel<V>;
+      T* scores = weigh_strip<kVecs>(tile, strip, stride, first);
+      // Not before the scores: by now the rows that were asked for are here.
+      if (!loaded) values_.load(p_, queries_, group_, w_, by_rows_, tile);
+      add_strip<kVecs>(tile, strip, stride, second, scores);
+      first = second = {};  // once per tile is enough
+      loaded = true;
     });
   }
 
   // The numerators of a strip; updates m and l.
   template <int NV>
-  T* weigh_strip(const Tile<X>& tile, const Strip<V>& strip, const Ahead<X>& values) {
+  T* weigh_strip(const Tile<X>& tile, const Strip<V>& strip, int stride, Ahead<X>& next) {
     const int lane = strip.lane;
     const State<T>& state = w_.part;
-    T* scores = Base::template masked_scores<NV>(tile, strip, values);
+    T* scores = Base::template masked_scores<NV>(tile, strip, stride, next);
+    if (stride != kPanel<V>) {
+      with_few_stride<V>(stride, [&](auto lanes) {
+        softmax_few<V, decltype(lanes)::value>(strip.keys, scores, state.max, state.sum, w_.scale);
+      });
+      return scores;
+    }
     softmax_step<V, NV>(strip.keys, scores, state.max + lane, state.sum + lane, w_.scale + lane);
     if (p_.dropout.on) drop_numerators<V, NV>(kept_, lane, strip.keys, scores);
     return scores;
   }
 
   template <int NV>
-  void add_strip(const Tile<X>& tile, const Strip<V>& strip, const Ahead<X>& keys,
+  void add_strip(const Tile<X>& tile, const Strip<V>& strip, int stride, Ahead<X>& next,
                  const T* scores) {
     const int lane = strip.lane;
     const State<T>& state = w_.part;
     if (by_rows_) {
-      values_.template add_rows<NV>(tile, strip, scores, w_.scale, state.out);
+      values_.template add_rows<NV>(tile, strip, scores, stride, w_.scale, next, state.out);
       return;
     }
     T* out = state.out + panel_offset<V>(lane, columns_);
-    values_.template add_panel<NV>(tile, strip, scores, w_.scale + lane, keys, out);
+    values_.template add_panel<NV>(tile, strip, scores, w_.scale + lane, next, out);
   }
 
   void second_pass() {
@@ -225,7 +168,8 @@ class Block : private ScoreBlock<V, X, Score> {
   template <int NV>
   void use_strip(const Tile<X>& tile, const Strip<V>& strip) {
     const int lane = strip.lane;
-    T* scores = Base::template masked_scores<NV>(tile, strip, {});
+    Ahead<X> nothing;
+    T* scores = Base::template masked_scores<NV>(tile, strip, kPanel<V>, nothing);
     if (p_.scores.data != nullptr) {
       // The weights are not wanted in the same call.
       store_tile<V>(queries_, p_.scores, strip, tile, -static_cast<T>(HUGE_VAL), scores);

@@ -25,7 +25,7 @@ struct GradientWorkspace {
   T* bias;
   T* keys;
   T* values;
-  T* zeros;
+  T* finite_keys;
   T* row;
   T* lse;  // per lane, as are the following
   T* delta;
@@ -50,7 +50,7 @@ struct GradientWorkspace {
     for (T** piece : tiles) *piece = take(kBlockRows * kTileKeys);
     keys = take(kTileKeys * depth);
     values = take(kTileKeys * columns);
-    zeros = take(depth);
+    finite_keys = take(kTileKeys * depth);
     row = take(depth + columns);
     T** const lanes[] = {&lse, &delta, &slope, &relative, &ones};
     for (T** piece : lanes) *piece = take(kBlockRows);

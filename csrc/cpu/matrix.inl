@@ -52,26 +52,6 @@ struct Scaled {
   PYATTN_INLINE V operator()(V sum) const { return sum * factor; }
 };
 
-// Rows that will be read soon. A kernel touches a few of them between two groups of its own rows,
-// so that the requests for memory spread over the arithmetic; asked for all at once they would fill
-// the miss queue and stall it. Masked rows may be among them: prefetching is not reading.
-template <class T>
-struct Ahead {
-  const T* data = nullptr;
-  std::int64_t stride = 0;
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;
-
-  PYATTN_INLINE void touch(std::int64_t first, std::int64_t count) const {
-    const std::int64_t last = first + count < rows ? first + count : rows;
-    for (std::int64_t r = first; r < last; ++r) {
-      for (std::int64_t c = 0; c < columns; c += 64 / static_cast<std::int64_t>(sizeof(T))) {
-        PYATTN_PREFETCH(data + r * stride + c);
-      }
-    }
-  }
-};
-
 // sums[row][lane] = scale(sum_d panel[d][lane] * rows[row][d]) for NR rows of K.
 template <class V, int NV, int NR, class U, class Scale>
 void dot_rows(const U* panel, const U* const* rows, std::int64_t depth, const Scale& scale,
@@ -154,15 +134,17 @@ void dot_tail(const U* panel, const U* const* rows, int count, std::int64_t dept
   }
 }
 
-template <class V, int NV, class U, class X, class Scale = Unscaled<V>>
-void dot_tile(const U* panel, const U* const* rows, int count, std::int64_t depth,
-              const Ahead<X>& ahead, typename V::Scalar* sums, const Scale& scale = {}) {
+// `ahead`: as in rows.inl.
+template <class V, int NV, class U, class Rows, class Scale = Unscaled<V>>
+void dot_tile(const U* panel, const U* const* rows, int count, std::int64_t depth, Rows& ahead,
+              typename V::Scalar* sums, const Scale& scale = {}) {
   int i = 0;
+  const std::int64_t share = ahead.lines(V::kRows);
   for (; i + V::kRows <= count; i += V::kRows) {
-    ahead.touch(i, V::kRows);
+    ahead.touch(share);
     dot_rows<V, NV, V::kRows>(panel, rows + i, depth, scale, sums + i * kPanel<V>);
   }
-  ahead.touch(i, V::kRows);
+  ahead.touch(share);
   dot_tail<V, NV, V::kRows - 1>(panel, rows + i, count - i, depth, scale, sums + i * kPanel<V>);
 }
 
@@ -178,15 +160,14 @@ void add_tail(const U* p, const U* const* rows, int keys, std::int64_t column, s
   }
 }
 
-template <class V, int NV, class U, class X>
+template <class V, int NV, class U, class Rows>
 void add_tile(const U* p, const U* const* rows, int keys, std::int64_t columns,
-              const typename V::Scalar* scale, const Ahead<X>& ahead, typename V::Scalar* out) {
+              const typename V::Scalar* scale, Rows& ahead, typename V::Scalar* out) {
   if (columns == 0) return;
-  const std::int64_t share = ahead.rows * V::kRows / columns + 1;
-  std::int64_t next = 0;
+  const std::int64_t share = ahead.lines(64) * V::kRows / columns + 1;
   std::int64_t column = 0;
-  for (; column + V::kRows <= columns; column += V::kRows, next += share) {
-    ahead.touch(next, share);
+  for (; column + V::kRows <= columns; column += V::kRows) {
+    ahead.touch(share);
     add_rows<V, NV, V::kRows>(p, rows, keys, column, scale, out);
   }
   add_tail<V, NV, V::kRows - 1>(p, rows, keys, column, columns, scale, out);

@@ -1,8 +1,8 @@
 // Into and out of panels: the queries of a block, and its results.
 #pragma once
 
-#include "cpu/few_rows.inl"
 #include "cpu/softmax_tile.inl"
+#include "cpu/values.inl"
 
 namespace pyattn {
 namespace {

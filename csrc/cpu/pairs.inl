@@ -71,18 +71,20 @@ class PairScore {
     pair_rows(tile.key, tile.count, step_, depth_, copies(), key_);
   }
 
+  static constexpr bool kLeavesNoGaps = true;
+
   template <int NV>
-  void strip(const Tile<X>&, const Strip<V>& strip, const Ahead<X>& ahead, float* sums) const {
+  void strip(const Tile<X>&, const Strip<V>& strip, int stride, Ahead<X>& ahead,
+             float* sums) const {
     const Scaled<V> scale{V::broadcast(scale_)};
     if (!few_) {
       dot_tile<V, NV>(query_ + panel_offset<V>(strip.lane, pairs_), key_, strip.keys, pairs_, ahead,
                       sums, scale);
       return;
     }
-    dot_few<V>(query_, count_, pairs_, key_, strip.keys, ahead, sums);
-    for (int k = 0; k < strip.keys; ++k) {
-      scale(V::load(sums + k * kPanel<V>)).store(sums + k * kPanel<V>);
-    }
+    dot_few<V>(query_, count_, pairs_, key_, strip.keys, stride, ahead, sums);
+    const int step = stride < V::kLanes ? V::kLanes : stride;
+    for (int i = 0; i < strip.keys * stride; i += step) scale(V::load(sums + i)).store(sums + i);
   }
 
  private:
@@ -113,7 +115,23 @@ PYATTN_INLINE int for_each_pair(const Tile<X>& tile, int keys, Body&& body) {
   return slot;
 }
 
-inline bool is_finite(BFloat16 x) { return (x.bits & 0x7f80U) != 0x7f80U; }
+// Two rows of V as a row of pairs.
+template <class V>
+struct ZippedRows {
+  using Pairs = Products<V, BFloat16Pair>;
+
+  static constexpr int kBytes = V::kLanes * static_cast<int>(sizeof(BFloat16Pair));
+  const BFloat16* const* even;
+  const BFloat16* const* odd;
+
+  PYATTN_INLINE V load(int slot, std::int64_t e) const {
+    return Pairs::zip(even[slot] + e, odd[slot] + e);
+  }
+  PYATTN_INLINE V load(int slot, std::int64_t e, std::int64_t left) const {
+    return left >= V::kLanes ? load(slot, e)
+                             : Pairs::zip(even[slot] + e, odd[slot] + e, static_cast<int>(left));
+  }
+};
 
 template <class V>
 class PairValues {
@@ -121,69 +139,64 @@ class PairValues {
   using X = BFloat16;
 
   void load(const AttentionParams<X>& p, const Queries<X>& queries, std::int64_t group,
-            const Workspace<float>& w, const Ahead<X>& ahead, const Tile<X>& tile) {
+            const Workspace<float>& w, bool by_rows, Tile<X>& tile) {
     columns_ = p.value.shape[3];
     numerators_ = reinterpret_cast<BFloat16Pair*>(w.spare);
     auto* pairs = reinterpret_cast<BFloat16Pair*>(w.values);
-    auto* copies = reinterpret_cast<X*>(pairs + kTileKeys / 2 * columns_);
-    const X* row[kTileKeys + 1];
-    const TileRows<X> rows(p, p.value, queries.block.batch, group, tile.first);
-    row[0] = reinterpret_cast<const X*>(w.zeros);
-    for (int k = 0; k < tile.count; ++k) row[k + 1] = rows[tile.index[k]];
-    if (p.value.stride[3] != 1) {
-      for (int k = 1; k <= tile.count; ++k, copies += columns_) {
-        for (std::int64_t e = 0; e < columns_; ++e) copies[e] = row[k][e * p.value.stride[3]];
-        row[k] = copies;
-      }
-    }
-    apart_count_ = 0;
-    for_each_pair(tile, tile.count, [&](int slot, int even, int odd) {
-      BFloat16Pair* to = pairs + slot * columns_;
-      ahead.touch(2 * slot, 2);
-      for (std::int64_t e = 0; e < columns_; e += V::kLanes) {
-        Pairs::zip(row[even + 1] + e, row[odd + 1] + e, columns_ - e, to + e);
-      }
-      value_[slot] = to;
-      if (!tile.partial) return;
-      if (even >= 0 && is_mixed(queries, tile, even, row[even + 1])) {
-        keep_apart({even, slot, false, row[even + 1]}, to);
-      }
-      if (odd >= 0 && is_mixed(queries, tile, odd, row[odd + 1])) {
-        keep_apart({odd, slot, true, row[odd + 1]}, to);
-      }
+    const X* row[kTileKeys];
+    load_values<V>(p, queries, group, reinterpret_cast<X*>(pairs + kTileKeys / 2 * columns_), tile,
+                   row);
+    const X* none = reinterpret_cast<const X*>(w.zeros);
+    const int slots = for_each_pair(tile, tile.count, [&](int slot, int even, int odd) {
+      even_[slot] = even < 0 ? none : row[even];
+      odd_[slot] = odd < 0 ? none : row[odd];
+      if (even >= 0) slot_[even] = slot;
+      if (odd >= 0) slot_[odd] = slot;
     });
+    if (by_rows) return;  // they are zipped where they are used
+    const ZippedRows<V> rows{even_, odd_};
+    for (int slot = 0; slot < slots; ++slot, pairs += columns_) {
+      for (std::int64_t e = 0; e < columns_; e += V::kLanes) {
+        const V both = rows.load(slot, e, columns_ - e);
+        store_left(both, pairs + e, columns_ - e);
+      }
+      value_[slot] = pairs;
+    }
   }
 
   template <int NV>
   void add_panel(const Tile<X>& tile, const Strip<V>& strip, const float* scores,
-                 const float* scale, const Ahead<X>& ahead, float* out) {
-    const int slots = pack<NV>(tile, strip, scores);
+                 const float* scale, Ahead<X>& ahead, float* out) {
+    const int slots = pack<NV>(tile, strip, kPanel<V>, scores);
     add_tile<V, NV>(numerators_, value_, slots, columns_, scale, ahead, out);
-    for_each_apart(strip.keys, [&](BFloat16Pair value, const Apart& row, std::int64_t e) {
+    for_each_odd<V>(tile, strip.keys, columns_, [&](const OddRow<X>& odd, std::int64_t e, float) {
+      const BFloat16Pair value = alone(tile, odd, e);
       const V factor = Pairs::broadcast(&value);
       for (int v = 0; v < NV; ++v) {
         const int at = v * V::kLanes;
         float* place = out + e * kPanel<V> + at;
         const V before = V::load(place);
-        const V p = V::load(numerators_ + row.slot * kPanel<V> + at);
+        const V p = V::load(numerators_ + slot_[odd.key] * kPanel<V> + at);
         const V after = Pairs::multiply_add(p, factor, before);
-        V::select(V::from_bits(tile.bits[row.key] >> (strip.lane + at)), after, before)
+        V::select(V::from_bits(tile.bits[odd.key] >> (strip.lane + at)), after, before)
             .store(place);
       }
     });
   }
 
   template <int NV>
-  void add_rows(const Tile<X>& tile, const Strip<V>& strip, const float* scores, const float* scale,
-                float* out) {
-    const int slots = pack<NV>(tile, strip, scores);
-    add_few<V>(numerators_, value_, slots, strip.lanes, columns_, scale, out);
-    for_each_apart(strip.keys, [&](BFloat16Pair value, const Apart& row, std::int64_t e) {
+  void add_rows(const Tile<X>& tile, const Strip<V>& strip, const float* scores, int stride,
+                const float* scale, Ahead<X>& ahead, float* out) {
+    const int slots = pack<NV>(tile, strip, stride, scores);
+    const ZippedRows<V> rows{even_, odd_};
+    add_few<V>(numerators_, stride, rows, slots, strip.lanes, columns_, scale, ahead, out);
+    for_each_odd<V>(tile, strip.keys, columns_, [&](const OddRow<X>& odd, std::int64_t e, float) {
+      const BFloat16Pair value = alone(tile, odd, e);
       const V factor = Pairs::broadcast(&value);
       for (int i = 0; i < strip.lanes; ++i) {
-        if ((tile.bits[row.key] >> i & 1) == 0) continue;
+        if ((tile.bits[odd.key] >> i & 1) == 0) continue;
         float* place = out + i * columns_ + e;
-        const V p = Pairs::broadcast(numerators_ + row.slot * kPanel<V> + i);
+        const V p = Pairs::broadcast(numerators_ + slot_[odd.key] * stride + i);
         Pairs::multiply_add(p, factor, V::broadcast(*place)).store(place, 1);
       }
     });
@@ -192,59 +205,33 @@ class PairValues {
  private:
   using Pairs = Products<V, BFloat16Pair>;
 
-  // A value row that is not finite and masked for some of the queries. Only its numbers that are
-  // not finite stay out of the product, so that the other columns are summed in the same order.
-  struct Apart {
-    int key;
-    int slot;
-    bool second;  // of the pair
-    const X* row;
-  };
-
-  static bool is_mixed(const Queries<X>& queries, const Tile<X>& tile, int k, const X* row) {
-    return tile.bits[k] != queries.valid && !finite<V>(row, queries.p.value.shape[3]);
+  // A number of an odd row, in its place in a pair.
+  static BFloat16Pair alone(const Tile<X>& tile, const OddRow<X>& odd, std::int64_t e) {
+    const X x = odd.row[e * odd.step];
+    return tile.index[odd.key] % 2 != 0 ? BFloat16Pair{{}, x} : BFloat16Pair{x, {}};
   }
 
-  void keep_apart(const Apart& row, BFloat16Pair* pairs) {
-    for (std::int64_t e = 0; e < columns_; ++e) {
-      X& member = row.second ? pairs[e].odd : pairs[e].even;
-      if (!is_finite(member)) member = X{};
-    }
-    apart_[apart_count_++] = row;
-  }
-
-  // Numerators to [pair][lane].
+  // Numerators to [pair][lane], where a pair takes `stride` places.
   template <int NV>
-  int pack(const Tile<X>& tile, const Strip<V>& strip, const float* scores) {
+  int pack(const Tile<X>& tile, const Strip<V>& strip, int stride, const float* scores) {
     const V zero = V::broadcast(0.0F);
     return for_each_pair(tile, strip.keys, [&](int slot, int even, int odd) {
       PYATTN_UNROLL
       for (int v = 0; v < NV; ++v) {
         const int at = v * V::kLanes;
-        const V first = even < 0 ? zero : V::load(scores + even * kPanel<V> + at);
-        const V second = odd < 0 ? zero : V::load(scores + odd * kPanel<V> + at);
-        Pairs::narrow(first, second).store(numerators_ + slot * kPanel<V> + at);
+        const V first = even < 0 ? zero : V::load(scores + even * stride + at);
+        const V second = odd < 0 ? zero : V::load(scores + odd * stride + at);
+        Pairs::narrow(first, second).store(numerators_ + slot * stride + at);
       }
     });
   }
 
-  // Calls body(pair, row, e) for the numbers kept apart, each in its place in a pair.
-  template <class Body>
-  void for_each_apart(int keys, Body&& body) const {
-    for (int i = 0; i < apart_count_ && apart_[i].key < keys; ++i) {
-      const Apart& row = apart_[i];
-      for (std::int64_t e = 0; e < columns_; ++e) {
-        const X x = row.row[e];
-        if (!is_finite(x)) body(row.second ? BFloat16Pair{{}, x} : BFloat16Pair{x, {}}, row, e);
-      }
-    }
-  }
-
   std::int64_t columns_ = 0;
   BFloat16Pair* numerators_ = nullptr;
-  const BFloat16Pair* value_[kTileKeys];
-  int apart_count_ = 0;
-  Apart apart_[kTileKeys];
+  int slot_[kTileKeys];                    // of a kept key
+  const X* even_[kTileKeys];               // of a slot
+  const X* odd_[kTileKeys];
+  const BFloat16Pair* value_[kTileKeys];  // of a slot
 };
 
 template <class V>

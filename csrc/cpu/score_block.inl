@@ -1,13 +1,17 @@
 // The scores of a block of queries, tile by tile of keys, as the softmax sees them.
 //
 // A Score is made once per block and packs the queries; begin(tile) may prepare the keys, and
-// strip<NV>(tile, strip, ahead, sums) writes sums[key][lane] for the keys of the strip.
+// strip<NV>(tile, strip, stride, ahead, sums) writes sums[key * stride + lane] for the keys of the
+// strip. kLeavesNoGaps: for few queries the stride may be that of few_rows.inl instead of kPanel.
 #pragma once
 
 #include "cpu/output.inl"
 
 namespace pyattn {
 namespace {
+
+// Decoding asks for keys this far ahead.
+constexpr std::int64_t kKeysAhead = 32;
 
 template <class V, class X, class Score>
 class ScoreBlock {
@@ -33,21 +37,20 @@ class ScoreBlock {
 
  protected:
   const Queries<X>& start() const {
-    ahead(p_.key, block_.key_begin).touch(0, kTileKeys);
+    Ahead<X> keys = ahead(p_.key, block_.key_begin, kTileKeys);
+    keys.touch(keys.lines(by_rows_ ? kKeysAhead : kTileKeys));
     return queries_;
   }
 
-  // The rows of a tile from `first` on, if a prefetch of them makes sense.
-  Ahead<X> ahead(const View<const X, 4>& view, std::int64_t first) const {
-    if (view.stride[3] != 1 || first >= block_.key_end) return {};
-    const std::int64_t left = block_.key_end - first;
-    const std::int64_t page =
-        p_.pages.table == nullptr ? left : p_.pages.size - first % p_.pages.size;
-    const std::int64_t most = left < page ? left : page;
-    return {.data = row_of(p_, view, block_.batch, group_, first),
-            .stride = view.stride[2],
-            .rows = most < kTileKeys ? most : kTileKeys,
-            .columns = view.shape[3]};
+  Ahead<X> ahead(const View<const X, 4>& view, std::int64_t first, std::int64_t count) const {
+    const std::int64_t end = first + count < block_.key_end ? first + count : block_.key_end;
+    return {p_, view, block_.batch, group_, first, end};
+  }
+
+  // Whether the scores of few queries can do without gaps: nothing but the softmax is done to them.
+  bool without_gaps(const Tile<X>& tile) const {
+    return Score::kLeavesNoGaps && by_rows_ && !tile.partial && !tile.biased &&
+           p_.softcap == T(0) && p_.slopes == nullptr && !p_.dropout.on;
   }
 
   // Calls body(tile) for every tile that has a key to attend to.
@@ -68,10 +71,11 @@ class ScoreBlock {
 
   // The scores of a strip, in its part of w.scores.
   template <int NV>
-  T* masked_scores(const Tile<X>& tile, const Strip<V>& strip, const Ahead<X>& ahead) {
+  T* masked_scores(const Tile<X>& tile, const Strip<V>& strip, int stride, Ahead<X>& ahead) {
     const std::int64_t at = panel_offset<V>(strip.lane, kTileKeys);
     T* scores = w_.scores + at;
-    score_.template strip<NV>(tile, strip, ahead, scores);
+    score_.template strip<NV>(tile, strip, stride, ahead, scores);
+    if (stride != kPanel<V>) return scores;
     if (p_.softcap != T(0)) cap_scores<V, NV>(strip.keys, p_.softcap, scores);
     if (p_.slopes != nullptr) {
       slope_scores<V, NV>(tile.index, strip.keys, w_.slope + strip.lane, w_.relative + strip.lane,

@@ -41,16 +41,19 @@ class DotScore {
     }
   }
 
+  static constexpr bool kLeavesNoGaps = true;
+
   // `ahead`: rows that are wanted after these keys.
   template <int NV>
-  void strip(const Tile<X>& tile, const Strip<V>& strip, const Ahead<X>& ahead, T* sums) const {
+  void strip(const Tile<X>& tile, const Strip<V>& strip, int stride, Ahead<X>& ahead,
+             T* sums) const {
     if (!few_) {
       dot_tile<V, NV>(w_.query + panel_offset<V>(strip.lane, depth_), key_, strip.keys, depth_,
                       ahead, sums);
     } else if (step_ == 1) {
-      dot_few<V>(w_.query, count_, depth_, tile.key, strip.keys, ahead, sums);
+      dot_few<V>(w_.query, count_, depth_, tile.key, strip.keys, stride, ahead, sums);
     } else {
-      dot_few<V>(w_.query, count_, depth_, key_, strip.keys, Ahead<T>{}, sums);
+      dot_few<V>(w_.query, count_, depth_, key_, strip.keys, stride, ahead, sums);
     }
   }
 

@@ -39,7 +39,6 @@ class GradientBlock {
         queries_(p_, block) {
     load_panels<V>(queries_, p_.query, depth_, p_.scale, w_.query);
     if (grads_) load_panels<V>(queries_, params.grad_out, columns_, T(1), w_.grad_out);
-    std::memset(w_.zeros, 0, sizeof(T) * static_cast<std::size_t>(depth_));
     for (int lane = 0; lane < kBlockRows; ++lane) {
       const bool used = lane < queries_.count;
       // Lanes beyond the last query weigh nothing.
@@ -121,15 +120,14 @@ class GradientBlock {
     }
   }
 
-  // Rows of K for ds K: a row that must not be multiplied by 0 goes to the list of odd ones.
+  // Rows of K for ds K, as those of V for P V.
   void hide_odd_keys(Tile<X>& tile) {
     tile.odd_count = 0;
     for (int k = 0; k < tile.count; ++k) {
       finite_key_[k] = key_[k];
-      if (!tile.partial || tile.bits[k] == queries_.valid || finite<V>(key_[k], depth_)) continue;
-      tile.odd[tile.odd_count] = k;
-      tile.odd_value[tile.odd_count++] = key_[k];
-      finite_key_[k] = w_.zeros;
+      if (!tile.partial || tile.bits[k] == queries_.valid) continue;
+      finite_key_[k] = hide_odd<V>(key_[k], depth_, k, tile.key[k], p_.key.stride[3],
+                                   w_.finite_keys + k * depth_, tile);
     }
   }
 
@@ -140,7 +138,7 @@ class GradientBlock {
     const std::int64_t at = panel_offset<V>(lane, kTileKeys);
     T* scores = w_.weights + at;
     T* grads = grads_ ? w_.grads + at : nullptr;
-    dot_tile<V, NV>(w_.query + panel_offset<V>(lane, depth_), key_, strip.keys, depth_, Ahead<T>{},
+    dot_tile<V, NV>(w_.query + panel_offset<V>(lane, depth_), key_, strip.keys, depth_, nothing_,
                     scores);
     if (p_.softcap != T(0)) {
       cap_scores<V, NV>(strip.keys, p_.softcap, scores);
@@ -154,7 +152,7 @@ class GradientBlock {
     }
     if (grads_) {
       dot_tile<V, NV>(w_.grad_out + panel_offset<V>(lane, columns_), value_, strip.keys, columns_,
-                      Ahead<T>{}, grads);
+                      nothing_, grads);
     }
     Kept<T> kept;
     if (p_.dropout.on) kept = {kept_, p_.dropout.factor};
@@ -171,7 +169,7 @@ class GradientBlock {
     if (p_.softcap != T(0)) apply_slack<V, NV>(tile, strip, w_.slack + at, grads);
     if (query_sums == nullptr) return;
     T* sums = query_sums + panel_offset<V>(lane, depth_);
-    add_tile<V, NV>(grads, finite_key_, strip.keys, depth_, w_.ones + lane, Ahead<T>{}, sums);
+    add_tile<V, NV>(grads, finite_key_, strip.keys, depth_, w_.ones + lane, nothing_, sums);
     add_odd_rows<V, NV>(tile, lane, strip.keys, depth_, grads, sums);
   }
 
@@ -214,6 +212,7 @@ class GradientBlock {
   bool grads_;
   GradientWorkspace<T> w_;
   Queries<X> queries_;
+  NothingAhead nothing_;
   std::uint64_t odd_queries_ = 0;
   std::uint64_t odd_grads_ = 0;
   std::uint64_t kept_[kTileKeys];

@@ -121,6 +121,45 @@ void softmax_step(int keys, typename V::Scalar* scores, typename V::Scalar* max,
   }
 }
 
+// The same for the scores of few queries without gaps, scores[key][query] with R lanes to a key. The
+// sum is made key by key, as above, so that a query gets the same bits.
+template <class V, int R>
+void softmax_few(int keys, typename V::Scalar* scores, typename V::Scalar* max,
+                 typename V::Scalar* sum, typename V::Scalar* scale) {
+  using T = typename V::Scalar;
+  constexpr int L = V::kLanes;
+  const V masked = V::broadcast(-static_cast<T>(HUGE_VAL));
+  masked.store(scores + keys * R);  // the rest of the last register
+  V top = masked;
+  for (int i = 0; i < keys * R; i += L) top = V::max(V::load(scores + i), top);
+  T lane[L];
+  T relative[L];
+  top.store(lane);
+  for (int i = R; i < L; ++i) {
+    lane[i % R] = lane[i] > lane[i % R] ? lane[i] : lane[i % R];
+    lane[i] = -static_cast<T>(HUGE_VAL);
+  }
+  const V before = V::load(max);
+  top = V::max(V::load(lane), before);
+  top.store(max);
+  exp_fast(before - finite_max(top)).store(scale);
+  finite_max(top).store(relative);
+  for (int i = R; i < L; ++i) relative[i] = relative[i % R];
+  top = V::load(relative);
+  T total[L] = {};
+  for (int i = 0; i < keys * R; i += L) {
+    T numerator[L];
+    const V p = exp_fast(V::load(scores + i) - top);
+    p.store(scores + i);
+    p.store(numerator);
+    for (int k = 0; k < L; k += R) {
+      PYATTN_UNROLL
+      for (int r = 0; r < R; ++r) total[r] += numerator[k + r];
+    }
+  }
+  V::fma(V::load(sum), V::load(scale), V::load(total)).store(sum);
+}
+
 // kept[i] = the lanes whose weight for key i of the tile is not dropped.
 template <class X>
 void load_dropout(const Queries<X>& queries, const Tile<X>& tile,

@@ -3,13 +3,14 @@
 //
 // "Masked" means "never read": a key that no query of the block may attend to is left out of the
 // tile, so neither it nor its value is touched. For the others the score of a masked pair is
-// replaced by -inf, whatever it was, and a value row that holds a NaN or an infinity and is masked
-// for some of the queries is taken out of the product P V, where 0 * NaN would spread, and added
-// lane by lane. Leaving a key out changes no bit of any row: it would have added 0.
+// replaced by -inf, whatever it was, and of a value row that is masked for some of the queries the
+// numbers that are not finite stay out of the product P V, where 0 * NaN would spread (values.inl).
+// Leaving a key out changes no bit of any row: it would have added 0.
 #pragma once
 
 #include "core/params.h"
 #include "cpu/matrix.inl"
+#include "cpu/rows.inl"
 
 namespace pyattn {
 namespace {
@@ -71,12 +72,18 @@ struct Queries {
   }
 };
 
+// A row that is not finite, of a kept key that is masked for some of the queries.
+template <class X>
+struct OddRow {
+  int key;
+  const X* row;
+  std::int64_t step;  // between its numbers
+};
+
 // X: the type of K and V in memory. Rows are given by pointers and may have a stride until a
 // mechanism and load_values ask for rows that a micro-kernel can read.
 template <class X>
 struct Tile {
-  using T = Compute<X>;
-
   std::int64_t first = 0;  // the key at index 0
   int count = 0;           // keys kept
   int width = 0;           // keys looked at
@@ -85,10 +92,8 @@ struct Tile {
   int index[kTileKeys];           // position of a kept key in the tile
   std::uint64_t bits[kTileKeys];  // of a kept key: the lanes that may attend to it
   const X* key[kTileKeys];
-  const T* value[kTileKeys];
-  int odd_count = 0;  // kept keys whose value row is not finite and is partly masked
-  int odd[kTileKeys];
-  const T* odd_value[kTileKeys];
+  int odd_count = 0;
+  OddRow<X> odd[kTileKeys];
 };
 
 // In place: bit j of word i becomes bit i of word j (Warren, Hacker's Delight, section 7-3).
@@ -183,87 +188,6 @@ void load_bias(const AttentionParams<X>& p, const Queries<X>& queries, std::int6
         allowed[k] &= ~(V::to_bits(V::equal(x, masked)) << (lane + i));
       }
     }
-  }
-}
-
-template <class V, class X>
-bool finite(const X* row, std::int64_t columns) {
-  using T = typename V::Scalar;
-  const V zero = V::broadcast(T(0));
-  V sum = zero;
-  for (std::int64_t e = 0; e < columns; e += V::kLanes) {
-    sum = V::fma(load_left<V>(row + e, columns - e), zero, sum);
-  }
-  return V::to_bits(V::equal(sum, zero)) == low_bits(V::kLanes);
-}
-
-// Row `index` of K or V of a batch entry, wherever it lies.
-template <class X>
-const X* row_of(const AttentionParams<X>& p, const View<const X, 4>& view, std::int64_t batch,
-                std::int64_t head, std::int64_t index) {
-  if (p.pages.table != nullptr) {
-    batch = p.pages.table[batch * p.pages.stride + index / p.pages.size];
-    index %= p.pages.size;
-  } else if (p.key_offsets != nullptr) {
-    index += p.key_offsets[batch];
-  }
-  return view.data + batch * view.stride[0] + head * view.stride[1] + index * view.stride[2];
-}
-
-// Rows `first`, first + 1, ... of K or V: one step apart unless they are in pages.
-template <class X>
-struct TileRows {
-  const AttentionParams<X>& p;
-  const View<const X, 4>& view;
-  std::int64_t batch;
-  std::int64_t head;
-  std::int64_t first;
-  const X* start;
-
-  TileRows(const AttentionParams<X>& params, const View<const X, 4>& rows, std::int64_t b,
-           std::int64_t h, std::int64_t from)
-      : p(params), view(rows), batch(b), head(h), first(from), start(row_of(p, view, b, h, from)) {}
-
-  PYATTN_INLINE const X* operator[](int k) const {
-    if (p.pages.table != nullptr) return row_of(p, view, batch, head, first + k);
-    return start + k * view.stride[2];
-  }
-};
-
-// A row in the type of the arithmetic and with unit stride: where it lies, or copied to `copy`.
-template <class V, class X>
-const Compute<X>* unit_row(const X* row, std::int64_t step, std::int64_t columns,
-                           Compute<X>* copy) {
-  if constexpr (sizeof(X) == sizeof(Compute<X>)) {
-    if (step == 1) return row;
-  }
-  if (step == 1) {
-    for (std::int64_t d = 0; d < columns; d += V::kLanes) {
-      store_left(load_left<V>(row + d, columns - d), copy + d, columns - d);
-    }
-    return copy;
-  }
-  for (std::int64_t d = 0; d < columns; ++d) copy[d] = widen<V>(row + d * step);
-  return copy;
-}
-
-// Rows of V for the product. A row that must not be multiplied by 0 goes to the list of odd ones.
-template <class V, class X>
-void load_values(const AttentionParams<X>& p, const Queries<X>& queries, std::int64_t group,
-                 Compute<X>* copies, const Compute<X>* zeros, const Ahead<X>& ahead,
-                 Tile<X>& tile) {
-  const std::int64_t columns = p.value.shape[3];
-  tile.odd_count = 0;
-  const TileRows<X> rows(p, p.value, queries.block.batch, group, tile.first);
-  for (int i = 0; i < tile.count; ++i) {
-    ahead.touch(i, 1);
-    tile.value[i] =
-        unit_row<V>(rows[tile.index[i]], p.value.stride[3], columns, copies + i * columns);
-    if (!tile.partial || tile.bits[i] == queries.valid) continue;
-    if (finite<V>(tile.value[i], columns)) continue;
-    tile.odd[tile.odd_count] = i;
-    tile.odd_value[tile.odd_count++] = tile.value[i];
-    tile.value[i] = zeros;
   }
 }
 

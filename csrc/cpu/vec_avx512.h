@@ -42,6 +42,7 @@ struct Avx512 {
     return {_mm512_maskz_loadu_ps(first(count), p)};
   }
   void store(BFloat16Pair* p) const { _mm512_storeu_ps(p, v); }
+  void store(BFloat16Pair* p, int count) const { _mm512_mask_storeu_ps(p, first(count), v); }
 
   void store(Half* p) const { _mm256_storeu_si256(whole(p), halves()); }
   void store(Half* p, int count) const { _mm256_mask_storeu_epi16(p, first(count), halves()); }
@@ -107,6 +108,46 @@ struct Avx512 {
 
   static Avx512 swap_pairs(Avx512 x) { return {_mm512_permute_ps(x.v, 0xb1)}; }
 
+  // Four registers as rows to registers of columns, beside each other: r[j] = columns 4 j .. 4 j + 3.
+  static void interleave(Avx512 (&r)[4]) {
+    __m512 c[4];  // quarter q of c[j]: column 4 q + j
+    transpose_quarters(r[0].v, r[1].v, r[2].v, r[3].v, c);
+    const __m512 a = _mm512_shuffle_f32x4(c[0], c[1], 0x88);
+    const __m512 b = _mm512_shuffle_f32x4(c[2], c[3], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(c[0], c[1], 0xdd);
+    const __m512 e = _mm512_shuffle_f32x4(c[2], c[3], 0xdd);
+    r[0].v = _mm512_shuffle_f32x4(a, b, 0x88);
+    r[1].v = _mm512_shuffle_f32x4(d, e, 0x88);
+    r[2].v = _mm512_shuffle_f32x4(a, b, 0xdd);
+    r[3].v = _mm512_shuffle_f32x4(d, e, 0xdd);
+  }
+
+  // Columns d .. d + 7 of 32 rows: columns[2 c + g] is column d + c of rows 16 g .. 16 g + 15.
+  template <class X>
+  static void load_columns(const X* const* rows, std::int64_t d, Avx512 (&columns)[16]) {
+    __m512 b[4][4];  // b[i][c]: quarters are columns c and c + 4 of rows 4 i .. 4 i + 3, then of
+                     // those 16 further on
+    for (int i = 0; i < 4; ++i) {
+      __m512 a[4];
+      for (int j = 0; j < 4; ++j) {
+        const int row = 4 * i + j;
+        a[j] = _mm512_insertf32x8(_mm512_castps256_ps512(eight(rows[row] + d)),
+                                  eight(rows[16 + row] + d), 1);
+      }
+      transpose_quarters(a[0], a[1], a[2], a[3], b[i]);
+    }
+    for (int c = 0; c < 4; ++c) {
+      const __m512 first = _mm512_shuffle_f32x4(b[0][c], b[1][c], 0x44);
+      const __m512 second = _mm512_shuffle_f32x4(b[0][c], b[1][c], 0xee);
+      const __m512 third = _mm512_shuffle_f32x4(b[2][c], b[3][c], 0x44);
+      const __m512 fourth = _mm512_shuffle_f32x4(b[2][c], b[3][c], 0xee);
+      columns[2 * c].v = _mm512_shuffle_f32x4(first, third, 0x88);
+      columns[2 * c + 1].v = _mm512_shuffle_f32x4(second, fourth, 0x88);
+      columns[2 * c + 8].v = _mm512_shuffle_f32x4(first, third, 0xdd);
+      columns[2 * c + 9].v = _mm512_shuffle_f32x4(second, fourth, 0xdd);
+    }
+  }
+
   static void transpose(Avx512 (&r)[16]) {
     __m512 a[16];
     for (int i = 0; i < 16; i += 2) {
@@ -133,6 +174,34 @@ struct Avx512 {
       r[c + 4].v = _mm512_shuffle_f32x4(low_odd, high_odd, 0x88);
       r[c + 12].v = _mm512_shuffle_f32x4(low_odd, high_odd, 0xdd);
     }
+  }
+
+ private:
+  // Four 4 x 4 squares, a quarter of each register wide.
+  static void transpose_quarters(__m512 r0, __m512 r1, __m512 r2, __m512 r3, __m512 (&to)[4]) {
+    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(r0, r1));
+    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(r0, r1));
+    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(r2, r3));
+    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(r2, r3));
+    to[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
+    to[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
+    to[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
+    to[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+  }
+
+  // Eight numbers, as load gives sixteen.
+  static __m256 eight(const float* p) { return _mm256_loadu_ps(p); }
+  static __m256 eight(const BFloat16Pair* p) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+  }
+  static __m256 eight(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(half(p))); }
+  static __m256 eight(const BFloat16* p) {
+    const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(half(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  }
+  template <class X>
+  static const __m128i* half(const X* p) {
+    return reinterpret_cast<const __m128i*>(p);
   }
 };
 

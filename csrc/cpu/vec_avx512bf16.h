@@ -29,21 +29,19 @@ struct Products<Avx512, BFloat16Pair> {
     std::memcpy(&words, &both, sizeof words);
     return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(alternating(), words))};
   }
-  // Lane i: even[i] and odd[i], as they are; the first `count` lanes are read and written.
-  static PYATTN_INLINE void zip(const BFloat16* even, const BFloat16* odd, std::int64_t count,
-                                BFloat16Pair* to) {
-    if (count >= 16) {
-      const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(Avx512::whole(even)));
-      _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_castps_si512(Avx512::load(odd).v)));
-      return;
-    }
-    const auto lanes = Avx512::first(static_cast<int>(count));
-    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, even));
-    const __m512i high = _mm512_castps_si512(Avx512::load(odd, static_cast<int>(count)).v);
-    _mm512_mask_storeu_epi32(to, lanes, _mm512_or_si512(low, high));
+  // Lane i: even[i] and odd[i], as they are; the first `count` lanes are read, the others 0.
+  static PYATTN_INLINE Avx512 zip(const BFloat16* even, const BFloat16* odd) {
+    return joined(_mm256_loadu_si256(Avx512::whole(even)), Avx512::load(odd));
+  }
+  static PYATTN_INLINE Avx512 zip(const BFloat16* even, const BFloat16* odd, int count) {
+    return joined(_mm256_maskz_loadu_epi16(Avx512::first(count), even), Avx512::load(odd, count));
   }
 
  private:
+  static PYATTN_INLINE Avx512 joined(__m256i low, Avx512 high) {
+    const __m512i words = _mm512_cvtepu16_epi32(low);
+    return {_mm512_castsi512_ps(_mm512_or_si512(words, _mm512_castps_si512(high.v)))};
+  }
   static PYATTN_INLINE __m512bh pairs(Avx512 x) {
     __m512bh bits;
     std::memcpy(&bits, &x.v, sizeof bits);
