@@ -106,7 +106,11 @@ class PairScore {
 template <class X, class Body>
 PYATTN_INLINE int for_each_pair(const Tile<X>& tile, int keys, Body&& body) {
   int slot = 0;
-  for (int k = 0; k < keys; ++slot) {
+  int k = 0;
+  if (tile.count == tile.width) {  // every key is kept, so index[k] is k
+    for (; k + 1 < keys; k += 2, ++slot) body(slot, k, k + 1);
+  }
+  for (; k < keys; ++slot) {
     const bool odd = tile.index[k] % 2 != 0;
     const bool both = !odd && k + 1 < keys && tile.index[k + 1] == tile.index[k] + 1;
     body(slot, odd ? -1 : k, odd ? k : both ? k + 1 : -1);

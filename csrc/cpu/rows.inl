@@ -38,6 +38,16 @@ struct TileRows {
     if (p.pages.table != nullptr) return row_of(p, view, batch, head, first + k);
     return start + k * view.stride[2];
   }
+
+  // The first `count` of them.
+  void list(int count, const X** to) const {
+    if (p.pages.table != nullptr) {
+      for (int k = 0; k < count; ++k) to[k] = (*this)[k];
+      return;
+    }
+    const std::int64_t step = view.stride[2];  // in a register: then the loop is vectorised
+    for (int k = 0; k < count; ++k) to[k] = start + k * step;
+  }
 };
 
 // Rows first .. end - 1 of K or V, which will be read soon. A kernel asks for the next cache lines

@@ -201,11 +201,9 @@ void load_tile(const AttentionParams<X>& p, const Queries<X>& queries, std::int6
   const bool restricted = restrict_tile(p, queries, first, width, allowed);
   const TileRows<X> rows(p, p.key, queries.block.batch, group, first);
   if (!restricted && !tile.biased) {
-    for (int k = 0; k < width; ++k) {
-      tile.bits[k] = queries.valid;
-      tile.index[k] = k;
-      tile.key[k] = rows[k];
-    }
+    for (int k = 0; k < width; ++k) tile.bits[k] = queries.valid;
+    for (int k = 0; k < width; ++k) tile.index[k] = k;
+    rows.list(width, tile.key);
     tile.count = tile.width = width;
     tile.partial = false;
     return;

@@ -50,6 +50,12 @@ void load_values(const AttentionParams<X>& p, const Queries<X>& queries, std::in
   const std::int64_t step = p.value.stride[3];
   const TileRows<X> source(p, p.value, queries.block.batch, group, tile.first);
   tile.odd_count = 0;
+  if constexpr (sizeof(X) == sizeof(U)) {
+    if (step == 1 && tile.count == tile.width && !tile.partial) {
+      source.list(tile.count, rows);
+      return;
+    }
+  }
   for (int k = 0; k < tile.count; ++k, copies += columns) {
     const X* row = source[tile.index[k]];
     rows[k] = unit_row<V>(row, step, columns, copies);
