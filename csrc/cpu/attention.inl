@@ -97,10 +97,10 @@ class Block : private ScoreBlock<V, X, Score> {
   // what comes next is wanted, whichever that is.
   void add_tile_of_keys(Tile<X>& tile) {
     if (p_.dropout.on) load_dropout(queries_, tile, kept_);
-    const std::int64_t next = tile.first + kTileKeys;
-    Ahead<X> first = by_rows_ ? ahead(p_.key, tile.first + kKeysAhead, kTileKeys)
+    Ahead<X> first = by_rows_ ? ahead(p_.key, tile.first + rows_ahead(p_.key), kTileKeys)
                               : ahead(p_.value, tile.first, kTileKeys);
-    Ahead<X> second = ahead(by_rows_ ? p_.value : p_.key, next, kTileKeys);
+    Ahead<X> second = by_rows_ ? ahead(p_.value, tile.first + rows_ahead(p_.value), kTileKeys)
+                               : ahead(p_.key, tile.first + kTileKeys, kTileKeys);
     bool loaded = false;
     for_each_strip<V>(tile, queries_.count, [&](auto vecs, const Strip<V>& strip) {
       constexpr int kVecs = decltype(vecs)::value;

@@ -10,8 +10,14 @@
 namespace pyattn {
 namespace {
 
-// Decoding asks for keys this far ahead.
-constexpr std::int64_t kKeysAhead = 32;
+// How many rows ahead decoding asks for: 8 KiB, so that what was asked for is still in a first-level
+// cache when it is read, but not fewer than a group of keys that is read at once.
+template <class X>
+std::int64_t rows_ahead(const View<const X, 4>& view) {
+  constexpr std::int64_t kNumbers = 8192 / static_cast<std::int64_t>(sizeof(X));
+  const std::int64_t rows = view.shape[3] == 0 ? 0 : kNumbers / view.shape[3];
+  return rows < 32 ? 32 : rows < 2 * kTileKeys ? rows : 2 * kTileKeys;
+}
 
 template <class V, class X, class Score>
 class ScoreBlock {
@@ -37,8 +43,8 @@ class ScoreBlock {
 
  protected:
   const Queries<X>& start() const {
-    Ahead<X> keys = ahead(p_.key, block_.key_begin, kTileKeys);
-    keys.touch(keys.lines(by_rows_ ? kKeysAhead : kTileKeys));
+    Ahead<X> keys = ahead(p_.key, block_.key_begin, 2 * kTileKeys);
+    keys.touch(keys.lines(by_rows_ ? rows_ahead(p_.key) : kTileKeys));
     return queries_;
   }
 
