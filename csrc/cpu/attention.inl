@@ -93,8 +93,8 @@ class Block : private ScoreBlock<V, X, Score> {
   }
 
   // Few queries read each row once: here the rows of the next tile are wanted, in the order of
-  // memory. Many read them from the cache, where only the first block of queries finds them missing:
-  // what comes next is wanted, whichever that is.
+  // memory. Many read them from the cache, where only the first block of queries finds them
+  // missing: what comes next is wanted, whichever that is.
   void add_tile_of_keys(Tile<X>& tile) {
     if (p_.dropout.on) load_dropout(queries_, tile, kept_);
     Ahead<X> first = by_rows_ ? ahead(p_.key, tile.first + rows_ahead(p_.key), kTileKeys)

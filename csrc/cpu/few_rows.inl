@@ -3,12 +3,12 @@
 // multiply-adds as in a panel, over d and over the keys of a tile in order: a query gets the same
 // bits in a block of one as in a block of 64.
 //
-// Scores are written as sums[key * stride + query]. A stride of kPanel is that of panels; few_stride
-// leaves no gaps, so that one register holds the scores of several keys.
-// Measured on Zen 5, 4 queries that share a cache of 4096 keys of 128 floats, 2 threads, against the
-// rate at which they read memory: 0.51 with rows asked for a tile at a time, 0.76 a line at a time
-// in the order of use, 0.82 in the order of memory; 0.81 to 0.84 so for K and V apart. Eight columns
-// of 32 keys at once instead of sixteen of 16: 1.2 times as fast in the cache.
+// Scores are written as sums[key * stride + query]. A stride of kPanel is that of panels;
+// few_stride leaves no gaps, so that one register holds the scores of several keys. Measured on Zen
+// 5, 4 queries that share a cache of 4096 keys of 128 floats, 2 threads, against the rate at which
+// they read memory: 0.51 with rows asked for a tile at a time, 0.76 a line at a time in the order
+// of use, 0.82 in the order of memory; 0.81 to 0.84 so for K and V apart. Eight columns of 32 keys
+// at once instead of sixteen of 16: 1.2 times as fast in the cache.
 #pragma once
 
 #include "cpu/matrix.inl"
@@ -46,9 +46,8 @@ constexpr int kFewRows = V::kLanes < 16 ? (V::kLanes < 4 ? V::kLanes : 4) : 8;
 
 // Whether columns of two squares of keys can be loaded at once, half a square each.
 template <class V, class X>
-constexpr bool kLoadsColumns = requires(const X* const* rows, V (&columns)[V::kLanes]) {
-  V::load_columns(rows, 0, columns);
-};
+constexpr bool kLoadsColumns =
+    requires(const X* const* rows, V (&columns)[V::kLanes]) { V::load_columns(rows, 0, columns); };
 
 // A square of K, kLanes keys and as many columns from `d` on, with the keys in the lanes.
 template <class V, class X>
@@ -121,12 +120,13 @@ PYATTN_INLINE std::int64_t add_columns_of_two(const U* queries, std::int64_t dep
   return d;
 }
 
-// sums[key][query] = sum[query] with the keys in the lanes; queries up to kFewRows are written as 0.
+// sums[key][query] = sum[query] with the keys in the lanes; queries up to kFewRows are written as
+// 0.
 template <class V, int NR>
 PYATTN_INLINE void store_sums(const V (&sum)[NR], int keys, int stride, typename V::Scalar* sums) {
   using T = typename V::Scalar;
   constexpr int L = V::kLanes;
-  if constexpr (NR <= 4 && requires(V (&four)[4]) { V::interleave(four); }) {
+  if constexpr (NR <= 4 && requires(V(&four)[4]) { V::interleave(four); }) {
     if (stride == 4 && keys >= L) {
       V four[4];
       for (int i = 0; i < 4; ++i) four[i] = i < NR ? sum[i] : V::broadcast(T(0));
@@ -193,7 +193,8 @@ void dot_few_rows(const U* queries, int count, std::int64_t depth, const X* cons
   }
 }
 
-// The scores of a tile for `count` queries, rows of `depth`; the other lanes up to few_stride are 0.
+// The scores of a tile for `count` queries, rows of `depth`; the other lanes up to few_stride are
+// 0.
 template <class V, class U, class X, class Rows>
 void dot_few(const U* queries, int count, std::int64_t depth, const X* const* rows, int keys,
              int stride, Rows& ahead, typename V::Scalar* sums) {

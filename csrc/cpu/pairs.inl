@@ -232,8 +232,8 @@ class PairValues {
 
   std::int64_t columns_ = 0;
   BFloat16Pair* numerators_ = nullptr;
-  int slot_[kTileKeys];                    // of a kept key
-  const X* even_[kTileKeys];               // of a slot
+  int slot_[kTileKeys];       // of a kept key
+  const X* even_[kTileKeys];  // of a slot
   const X* odd_[kTileKeys];
   const BFloat16Pair* value_[kTileKeys];  // of a slot
 };

@@ -10,8 +10,8 @@
 namespace pyattn {
 namespace {
 
-// How many rows ahead decoding asks for: 8 KiB, so that what was asked for is still in a first-level
-// cache when it is read, but not fewer than a group of keys that is read at once.
+// How many rows ahead decoding asks for: 8 KiB, so that what was asked for is still in a
+// first-level cache when it is read, but not fewer than a group of keys that is read at once.
 template <class X>
 std::int64_t rows_ahead(const View<const X, 4>& view) {
   constexpr std::int64_t kNumbers = 8192 / static_cast<std::int64_t>(sizeof(X));

@@ -121,8 +121,8 @@ void softmax_step(int keys, typename V::Scalar* scores, typename V::Scalar* max,
   }
 }
 
-// The same for the scores of few queries without gaps, scores[key][query] with R lanes to a key. The
-// sum is made key by key, as above, so that a query gets the same bits.
+// The same for the scores of few queries without gaps, scores[key][query] with R lanes to a key.
+// The sum is made key by key, as above, so that a query gets the same bits.
 template <class V, int R>
 void softmax_few(int keys, typename V::Scalar* scores, typename V::Scalar* max,
                  typename V::Scalar* sum, typename V::Scalar* scale) {

@@ -92,7 +92,6 @@ void add_odd_rows(const Tile<X>& tile, int lane, int keys, std::int64_t columns,
   });
 }
 
-
 // P V with the values as numbers of the arithmetic.
 template <class V, class X>
 class RowValues {

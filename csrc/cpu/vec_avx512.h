@@ -108,7 +108,8 @@ struct Avx512 {
 
   static Avx512 swap_pairs(Avx512 x) { return {_mm512_permute_ps(x.v, 0xb1)}; }
 
-  // Four registers as rows to registers of columns, beside each other: r[j] = columns 4 j .. 4 j + 3.
+  // Four registers as rows to registers of columns, beside each other: r[j] = columns 4 j .. 4 j
+  // + 3.
   static void interleave(Avx512 (&r)[4]) {
     __m512 c[4];  // quarter q of c[j]: column 4 q + j
     transpose_quarters(r[0].v, r[1].v, r[2].v, r[3].v, c);
