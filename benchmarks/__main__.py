@@ -83,7 +83,8 @@ def _run(arguments: list[str]) -> int:
     rows: list[harness.Row] = []
     for name in names:
         suite = import_module(f"benchmarks.suites.{name.replace('-', '_')}")
-        rows.extend(harness.run(suite.cases(options.threads), effort, options.only, measured))
+        cases = suite.cases(options.threads)
+        rows.extend(harness.run(cases, effort, options.only, measured, options.threads))
     if not rows:
         parser.error(f"no case of {', '.join(names)} contains {options.only!r}")
     results["limits"] = limits.medians((row.limit, row.limit_rates) for row in rows)

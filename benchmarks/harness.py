@@ -4,7 +4,8 @@ The contenders of a group of cases share one process and take turns (A B A B ...
 limits of the machine that they are measured against, so that a machine that slows down slows all
 of them. Idle thread pools spin before they sleep (ONNX Runtime's for 40 ms, OpenMP's for 10 ms)
 and would halve the speed of the next contender; so before each timed sample the harness waits
-until the process uses no processor time, then makes one untimed call. No time is ever asserted.
+until the process uses no processor time, then until the processors are there (cores.py), and makes
+one untimed call. No time is ever asserted.
 """
 
 import gc
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.cores import Cores
 from benchmarks.limits import Limit
 from tests.reference import max_error
 
@@ -105,6 +107,7 @@ class Row:
     quartiles: tuple[float, float] | None = None
     best: float | None = None
     samples: int = 0
+    crowded_samples: int = 0  # that began although the processors were not there
     calls_per_sample: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -122,6 +125,7 @@ class _Entrant:
     every: int = 1
     fewest: int = 1
     slow: bool = False
+    crowded: int = 0
     times: list[float] = field(default_factory=list)
 
     def seconds(self) -> float:
@@ -149,9 +153,10 @@ class _Entrant:
         """Whether it needs more samples even when the time for them is over."""
         return len(self.times) < self.fewest
 
-    def take_turn(self) -> None:
+    def take_turn(self, cores: Cores) -> None:
         """One sample, once the others are asleep; a slow call does not notice how it began."""
         _settle()
+        self.crowded += not cores.wait()
         if not self.slow:
             self.run()
         self.times.append(self.seconds())
@@ -168,18 +173,25 @@ class _Contender:
 
 
 def run(
-    cases: Iterable[Case], effort: Effort, only: str = "", limits: Sequence[Limit] = ()
+    cases: Iterable[Case],
+    effort: Effort,
+    only: str = "",
+    limits: Sequence[Limit] = (),
+    threads: int = 1,
 ) -> Iterator[Row]:
     """Run every case whose name contains `only` and yield its rows, one per contender."""
+    cores = Cores(threads)
     chosen = [case for case in cases if only in case.name]
     groups = [list(g) for _, g in groupby(chosen, key=lambda case: case.group or case.name)]
     for group in tqdm(groups, desc="cases", leave=False):
         wanted = {case.limit for case in group}
-        yield from _run_group(group, effort, [x for x in limits if x.kind in wanted])
+        yield from _run_group(group, effort, [x for x in limits if x.kind in wanted], cores)
         gc.collect()
 
 
-def _run_group(group: list[Case], effort: Effort, limits: list[Limit]) -> list[Row]:
+def _run_group(
+    group: list[Case], effort: Effort, limits: list[Limit], cores: Cores
+) -> list[Row]:
     rows: list[Row] = []
     contenders: list[_Contender] = []
     for case in group:
@@ -191,7 +203,7 @@ def _run_group(group: list[Case], effort: Effort, limits: list[Limit]) -> list[R
                 contenders.append(_Contender(row, prepared, exact, _Entrant(prepared.run)))
     measured = [(limit, _Entrant(limit.run)) for limit in limits] if contenders else []
     entrants = [contender.entrant for contender in contenders]
-    _take_turns(entrants, [entrant for _, entrant in measured], effort, group[0].name)
+    _take_turns(entrants, [entrant for _, entrant in measured], effort, cores, group[0].name)
     rates = _rates(measured)
     for contender in contenders:
         _summarise(contender.row, contender.entrant)
@@ -202,7 +214,7 @@ def _run_group(group: list[Case], effort: Effort, limits: list[Limit]) -> list[R
 
 
 def _take_turns(
-    entrants: list[_Entrant], limits: list[_Entrant], effort: Effort, label: str
+    entrants: list[_Entrant], limits: list[_Entrant], effort: Effort, cores: Cores, label: str
 ) -> None:
     for entrant in entrants:
         entrant.warm_up(effort, effort.repeat)
@@ -214,7 +226,7 @@ def _take_turns(
         late = time.perf_counter() > deadline
         for entrant in everyone:
             if (late and entrant.is_short()) or (not late and turn % entrant.every == 0):
-                entrant.take_turn()
+                entrant.take_turn(cores)
         if late and not any(entrant.is_short() for entrant in everyone):
             return
 
@@ -281,3 +293,4 @@ def _summarise(row: Row, entrant: _Entrant) -> None:
     low, middle, high = (float(q) for q in np.percentile(times, [25, 50, 75]))
     row.median, row.quartiles, row.best = middle, (low, high), float(times.min())
     row.samples, row.calls_per_sample = len(times), entrant.calls
+    row.crowded_samples = entrant.crowded
