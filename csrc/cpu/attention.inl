@@ -136,9 +136,11 @@ class Block : private ScoreBlock<V, X, Score> {
                  const T* scores) {
     const int lane = strip.lane;
     const State<T>& state = w_.part;
-    if (by_rows_) {
-      values_.template add_rows<NV>(tile, strip, scores, stride, w_.scale, next, state.out);
-      return;
+    if constexpr (Base::kHasRows) {
+      if (by_rows_) {
+        values_.template add_rows<NV>(tile, strip, scores, stride, w_.scale, next, state.out);
+        return;
+      }
     }
     T* out = state.out + panel_offset<V>(lane, columns_);
     values_.template add_panel<NV>(tile, strip, scores, w_.scale + lane, next, out);

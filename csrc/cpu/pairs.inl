@@ -137,6 +137,32 @@ struct ZippedRows {
   }
 };
 
+// A number of an odd row, in its place in a pair.
+inline BFloat16Pair alone(const Tile<BFloat16>& tile, const OddRow<BFloat16>& odd, std::int64_t e) {
+  const BFloat16 x = odd.row[e * odd.step];
+  return tile.index[odd.key] % 2 != 0 ? BFloat16Pair{{}, x} : BFloat16Pair{x, {}};
+}
+
+// out[e][lane] += numerator[lane] * number of a pair
+template <class V, int NV>
+void add_odd_pairs(const Tile<BFloat16>& tile, const Strip<V>& strip, const int* slot,
+                   std::int64_t columns, const BFloat16Pair* numerators, float* out) {
+  for_each_odd<V>(
+      tile, strip.keys, columns, [&](const OddRow<BFloat16>& odd, std::int64_t e, float) {
+        const BFloat16Pair value = alone(tile, odd, e);
+        const V factor = Products<V, BFloat16Pair>::broadcast(&value);
+        for (int v = 0; v < NV; ++v) {
+          const int at = v * V::kLanes;
+          float* place = out + e * kPanel<V> + at;
+          const V before = V::load(place);
+          const V p = V::load(numerators + slot[odd.key] * kPanel<V> + at);
+          const V after = Products<V, BFloat16Pair>::multiply_add(p, factor, before);
+          V::select(V::from_bits(tile.bits[odd.key] >> (strip.lane + at)), after, before)
+              .store(place);
+        }
+      });
+}
+
 template <class V>
 class PairValues {
  public:
@@ -173,19 +199,7 @@ class PairValues {
                  const float* scale, Ahead<X>& ahead, float* out) {
     const int slots = pack<NV>(tile, strip, kPanel<V>, scores);
     add_tile<V, NV>(numerators_, value_, slots, columns_, scale, ahead, out);
-    for_each_odd<V>(tile, strip.keys, columns_, [&](const OddRow<X>& odd, std::int64_t e, float) {
-      const BFloat16Pair value = alone(tile, odd, e);
-      const V factor = Pairs::broadcast(&value);
-      for (int v = 0; v < NV; ++v) {
-        const int at = v * V::kLanes;
-        float* place = out + e * kPanel<V> + at;
-        const V before = V::load(place);
-        const V p = V::load(numerators_ + slot_[odd.key] * kPanel<V> + at);
-        const V after = Pairs::multiply_add(p, factor, before);
-        V::select(V::from_bits(tile.bits[odd.key] >> (strip.lane + at)), after, before)
-            .store(place);
-      }
-    });
+    add_odd_pairs<V, NV>(tile, strip, slot_, columns_, numerators_, out);
   }
 
   template <int NV>
@@ -208,12 +222,6 @@ class PairValues {
 
  private:
   using Pairs = Products<V, BFloat16Pair>;
-
-  // A number of an odd row, in its place in a pair.
-  static BFloat16Pair alone(const Tile<X>& tile, const OddRow<X>& odd, std::int64_t e) {
-    const X x = odd.row[e * odd.step];
-    return tile.index[odd.key] % 2 != 0 ? BFloat16Pair{{}, x} : BFloat16Pair{x, {}};
-  }
 
   // Numerators to [pair][lane], where a pair takes `stride` places.
   template <int NV>

@@ -3,6 +3,7 @@
 // A Score is made once per block and packs the queries; begin(tile) may prepare the keys, and
 // strip<NV>(tile, strip, stride, ahead, sums) writes sums[key * stride + lane] for the keys of the
 // strip. kLeavesNoGaps: for few queries the stride may be that of few_rows.inl instead of kPanel.
+// A Score with a member kPanelsOnly keeps few queries in a panel, too.
 #pragma once
 
 #include "cpu/output.inl"
@@ -23,6 +24,7 @@ template <class V, class X, class Score>
 class ScoreBlock {
  public:
   using T = Compute<X>;
+  static constexpr bool kHasRows = !requires { Score::kPanelsOnly; };
 
   ScoreBlock(const AttentionParams<X>& p, const AttentionBlock& block, T* scratch)
       : p_(p),
@@ -31,7 +33,7 @@ class ScoreBlock {
         group_(block.first_head / (p.query.shape[1] / p.key.shape[1])),
         w_(scratch, p.query.shape[3], columns_),
         queries_(p, block),
-        by_rows_(is_few<V>(queries_.count)),
+        by_rows_(kHasRows && is_few<V>(queries_.count)),
         score_(start(), w_) {
     std::memset(w_.zeros, 0, sizeof(T) * static_cast<std::size_t>(columns_));
     if (p_.slopes == nullptr) return;

@@ -7,6 +7,11 @@
 #include <immintrin.h>
 #include <intrin.h>
 #endif
+#ifdef PYATTN_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace pyattn {
 namespace {
@@ -52,15 +57,45 @@ bool has_avx512() { return features().avx512; }
 bool has_avx512bf16() { return features().avx512bf16; }
 #endif
 
+#ifdef PYATTN_AMX
+// Linux lets a process use the tile registers after it has asked; from then on the frames of its
+// signal handlers have room for them. A kernel that does not know them refuses.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+
+// Not by the compiler's builtin: not every compiler's knows the names.
+bool has_avx512amx() {
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  if (!has_avx512bf16() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  const bool tiles = (d >> 24 & 1) != 0;
+  const bool products = (d >> 22 & 1) != 0;
+  return tiles && products && may_use_tiles();
+}
+#endif
+
 #ifdef PYATTN_X86
+KernelTable replaced(const char* name, const BFloat16Table& bf16) {
+  KernelTable changed = avx512_table;
+  changed.name = name;
+  changed.flags = bf16.flags;
+  changed.attention_bf16.sdpa = bf16.sdpa;
+  return changed;
+}
 const KernelTable& with_bf16() {
-  static const KernelTable table = [] {
-    KernelTable changed = avx512_table;
-    changed.name = "avx512bf16";
-    changed.flags = avx512bf16_table.flags;
-    changed.attention_bf16.sdpa = avx512bf16_table.sdpa;
-    return changed;
-  }();
+  static const KernelTable table = replaced("avx512bf16", avx512bf16_table);
+  return table;
+}
+#endif
+#ifdef PYATTN_AMX
+const KernelTable& with_amx() {
+  static const KernelTable table = replaced("avx512amx", avx512amx_table);
   return table;
 }
 #endif
@@ -71,6 +106,9 @@ bool always() { return true; }
 
 std::vector<IsaEntry> built_isas() {
   return {
+#ifdef PYATTN_AMX
+      {&with_amx(), has_avx512amx},
+#endif
 #ifdef PYATTN_X86
       {&with_bf16(), has_avx512bf16}, {&avx512_table, has_avx512}, {&avx2_table, has_avx2},
 #endif

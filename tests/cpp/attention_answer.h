@@ -150,17 +150,21 @@ void merge_block(const AttentionParams<X>& p, const AttentionBlock& block, const
 }
 
 template <class X>
-Answer<X> run(const Problem<X>& problem, AttentionParams<X> p, const Wanted& wanted) {
+Answer<X> run(const Problem<X>& problem, AttentionParams<X> p, const Wanted& wanted,
+              typename AttentionKernels<X>::Run kernel) {
   Answer<X> answer(problem.shape, problem.row_count(), wanted);
   answer.put_into(p, wanted);
   constexpr std::size_t kPoisoned = std::size_t{1} << 20;
   std::memset(thread_scratch(kPoisoned), 0xff, kPoisoned);  // a NaN in every type
-  run_attention<X>(p,
-                   problem.mechanism == Mechanism::sdpa ? run_block<X, Mechanism::sdpa>
-                                                        : run_block<X, Mechanism::additive>,
-                   merge_block<X>, static_cast<double>(problem.shape.depth));
+  run_attention<X>(p, kernel, merge_block<X>, static_cast<double>(problem.shape.depth));
   CHECK(answer.gaps_are_intact());
   return answer;
+}
+template <class X>
+Answer<X> run(const Problem<X>& problem, AttentionParams<X> p, const Wanted& wanted) {
+  return run(problem, p, wanted,
+             problem.mechanism == Mechanism::sdpa ? run_block<X, Mechanism::sdpa>
+                                                  : run_block<X, Mechanism::additive>);
 }
 template <class X>
 Answer<X> run(const Problem<X>& problem, const Wanted& wanted = kAll) {

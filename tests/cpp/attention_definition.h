@@ -180,31 +180,38 @@ bool ranks_fit(const Problem<X>& problem, const Answer<X>& got) {
   return true;
 }
 
-// Every output, on every instruction set.
-template <class X>
-void compare(const Problem<X>& problem, double tolerance) {
-  const Definition<X> definition(problem);
+// Every output of run(wanted). `rounded`: each weight is rounded before it is multiplied.
+template <class X, class Run>
+void compare(const Problem<X>& problem, const Definition<X>& definition, double tolerance,
+             bool rounded, Run run_for) {
   const Answer<double>& want = definition.answer();
   const double rounding = std::is_same_v<X, Compute<X>> ? 0 : kRounding<X>;
   const double unit = 8 * kRounding<Compute<X>>;
+  const Array<double>* sizes = rounded ? &definition.sizes() : nullptr;
+  const Answer<X> got = run_for(kAll);
+  CHECK(largest_error(got.out, want.out, rounding, sizes) < tolerance);
+  CHECK(largest_error(got.weights, want.weights, rounding) < tolerance);
+  CHECK(largest_error(got.lse, want.lse, unit) < 4 * tolerance);
+  CHECK(largest_error(got.max, want.max, unit) < 4 * tolerance);
+  CHECK(largest_error(got.entropy, want.entropy, unit) < 4 * tolerance);
+  CHECK(ranks_fit(problem, got));
+  const Answer<X> scores = run_for(kScores);
+  CHECK(largest_error(scores.scores, want.scores, unit + rounding) < 4 * tolerance);
+  const Answer<X> alone = run_for(kOut);
+  CHECK(same_bits(alone.out, got.out) && same_bits(alone.lse, got.lse) &&
+        same_bits(alone.max, got.max));
+}
+
+// The same on every instruction set.
+template <class X>
+void compare(const Problem<X>& problem, double tolerance) {
+  const Definition<X> definition(problem);
   const std::string context = check::context;
   for_each_isa([&](const std::string& isa) {
     check::context = isa + " " + context;
-    const Answer<X> got = run(problem);
-    // There, each weight is rounded before it is multiplied.
-    const bool rounded = std::is_same_v<X, BFloat16> && isa == "avx512bf16";
-    const Array<double>* sizes = rounded ? &definition.sizes() : nullptr;
-    CHECK(largest_error(got.out, want.out, rounding, sizes) < tolerance);
-    CHECK(largest_error(got.weights, want.weights, rounding) < tolerance);
-    CHECK(largest_error(got.lse, want.lse, unit) < 4 * tolerance);
-    CHECK(largest_error(got.max, want.max, unit) < 4 * tolerance);
-    CHECK(largest_error(got.entropy, want.entropy, unit) < 4 * tolerance);
-    CHECK(ranks_fit(problem, got));
-    const Answer<X> scores = run(problem, kScores);
-    CHECK(largest_error(scores.scores, want.scores, unit + rounding) < 4 * tolerance);
-    const Answer<X> alone = run(problem, kOut);
-    CHECK(same_bits(alone.out, got.out) && same_bits(alone.lse, got.lse) &&
-          same_bits(alone.max, got.max));
+    const bool pairs = isa == "avx512bf16" || isa == "avx512amx";
+    compare(problem, definition, tolerance, std::is_same_v<X, BFloat16> && pairs,
+            [&](const Wanted& wanted) { return run(problem, wanted); });
   });
   check::context = context;
 }
