@@ -17,9 +17,10 @@
 //   may hold anything, since a sum depends on its own row and column only; depths and keys that
 //   are not there are zeros. Another shape for what is left over would mean to configure the
 //   registers again, which clears them.
-// Cost: Intel's optimization manual gives ldtilecfg 204 cycles, tilerelease 13, tdpbf16ps 16,
-//   tileloadd 8, tilestored 16. A block configures and releases once, about the time of 13
-//   products; a tile of 64 keys takes 128 of them for 64 queries at D = E = 128.
+// Cost, by Intel's figures and not by ours: a product takes 16 cycles (512 multiply-adds each), a
+//   load of a square 8 (two rows each), ldtilecfg some 200. A block configures and releases once,
+//   about the time of 13 products; a tile of 64 keys takes 128 of them for 64 queries at D = E =
+//   128.
 // Stored: as in attention.inl; the transposed pairs of V, 128 E bytes, and the numerators, 8 KiB.
 // Never timed: we have no such processor. It is checked against the definition with a plain version
 //   of the instructions and with this machine code, of which every instruction on tile registers is
