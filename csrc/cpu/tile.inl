@@ -109,8 +109,12 @@ inline void transpose_bits(std::uint64_t (&word)[64]) {
 }
 
 // Bit j = "byte j is not zero", for `count` <= 64 bytes.
-inline std::uint64_t nonzero_bits(const std::uint8_t* byte, std::int64_t stride, int count) {
+template <class V>
+std::uint64_t nonzero_bits(const std::uint8_t* byte, std::int64_t stride, int count) {
   if (stride == 0) return *byte != 0 ? low_bits(count) : 0;
+  if constexpr (requires { V::nonzero_64(byte); }) {
+    if (stride == 1 && count == 64) return V::nonzero_64(byte);
+  }
   std::uint64_t bits = 0;
   int j = 0;
   if (stride == 1) {
@@ -127,9 +131,12 @@ inline std::uint64_t nonzero_bits(const std::uint8_t* byte, std::int64_t stride,
   return bits;
 }
 
+// A row of a mask is read 64 bytes at a time, far from the other rows: no processor foresees that.
+constexpr std::int64_t kMaskAhead = 128;
+
 // allowed[j] = lanes that may attend to key first + j by position and by a boolean mask.
 // False when every pair is allowed; `allowed` is then untouched.
-template <class X>
+template <class V, class X>
 bool restrict_tile(const AttentionParams<X>& p, const Queries<X>& queries, std::int64_t first,
                    int width, std::uint64_t (&allowed)[kTileKeys]) {
   const bool ends = p.right < kUnbounded && first + width - 1 > queries.lowest + p.right;
@@ -141,21 +148,29 @@ bool restrict_tile(const AttentionParams<X>& p, const Queries<X>& queries, std::
       p.mask.stride[2] == 0 && (p.mask.stride[1] == 0 || queries.block.heads == 1);
   const std::uint64_t all = low_bits(width);
   std::uint64_t intersection = all;
+  std::uint64_t any = 0;
   std::uint64_t shared = all;
   if (masked && same_row) {
-    shared = nonzero_bits(queries.input(mask, p.mask.stride, 0), p.mask.stride[3], width);
+    shared = nonzero_bits<V>(queries.input(mask, p.mask.stride, 0), p.mask.stride[3], width);
   }
   for (int lane = 0; lane < queries.count; ++lane) {
     std::uint64_t row = shared;
     if (masked && !same_row) {
-      row = nonzero_bits(queries.input(mask, p.mask.stride, lane), p.mask.stride[3], width);
+      const std::uint8_t* bytes = queries.input(mask, p.mask.stride, lane);
+      row = nonzero_bits<V>(bytes, p.mask.stride[3], width);
+      PYATTN_PREFETCH(bytes + kMaskAhead);
     }
     if (ends) row &= low_bits(queries.position[lane] + p.right - first + 1);
     if (begins) row &= ~low_bits(queries.position[lane] - p.left - first);
     allowed[lane] = row;
     intersection &= row;
+    any |= row;
   }
   if (intersection == all) return false;
+  if (any == 0) {
+    for (int k = 0; k < width; ++k) allowed[k] = 0;
+    return true;
+  }
   for (int lane = queries.count; lane < kTileKeys; ++lane) allowed[lane] = 0;
   transpose_bits(allowed);
   return true;
@@ -198,7 +213,7 @@ void load_tile(const AttentionParams<X>& p, const Queries<X>& queries, std::int6
   std::uint64_t allowed[kTileKeys];
   tile.first = first;
   tile.biased = p.mask.kind == MaskKind::additive;
-  const bool restricted = restrict_tile(p, queries, first, width, allowed);
+  const bool restricted = restrict_tile<V>(p, queries, first, width, allowed);
   const TileRows<X> rows(p, p.key, queries.block.batch, group, first);
   if (!restricted && !tile.biased) {
     for (int k = 0; k < width; ++k) tile.bits[k] = queries.valid;

@@ -89,6 +89,11 @@ struct Avx512 {
     return {_mm512_mask_blend_ps(mask, no.v, yes.v)};
   }
   static Mask from_bits(std::uint64_t bits) { return static_cast<Mask>(bits); }
+  // Bit j = "byte j is not zero".
+  static std::uint64_t nonzero_64(const std::uint8_t* byte) {
+    const __m512i bytes = _mm512_loadu_si512(byte);
+    return _mm512_test_epi8_mask(bytes, bytes);
+  }
   static std::uint64_t to_bits(Mask mask) { return mask; }
 
   // 14 bits from the table and one Newton step: 4 operations, half the cost of a division.
