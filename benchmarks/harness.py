@@ -189,9 +189,7 @@ def run(
         gc.collect()
 
 
-def _run_group(
-    group: list[Case], effort: Effort, limits: list[Limit], cores: Cores
-) -> list[Row]:
+def _run_group(group: list[Case], effort: Effort, limits: list[Limit], cores: Cores) -> list[Row]:
     rows: list[Row] = []
     contenders: list[_Contender] = []
     for case in group:

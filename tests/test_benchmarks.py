@@ -14,6 +14,7 @@ import pyattn
 from benchmarks import attention, attention_peers, harness, limits, plot, report, targets, threads
 from benchmarks.__main__ import SUITES
 from benchmarks.attention import Problem
+from benchmarks.cores import Cores
 from tests import reference
 
 ROOT = Path(__file__).parent.parent
@@ -279,3 +280,23 @@ def test_labels_move_apart_and_no_further() -> None:
     moved = plot.spread([0.0, 0.1, 1.0, 1.2, 7.0], 1.0)
     assert np.diff(moved).min() == pytest.approx(1.0)
     assert np.mean(moved[:4]) == pytest.approx(0.575)
+
+
+def test_cores_waits_for_a_speed_up_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = Cores(2, sample_patience=1e9)
+    answers = iter([1.2, 1.9, 0.9, 1.8, 1.9, 2.0, 1.7])
+    monkeypatch.setattr(Cores, "speed_up", lambda _: next(answers))
+    assert cores.wait()
+    assert list(answers) == [1.7]  # it asked until three in a row were enough
+    monkeypatch.setattr(Cores, "speed_up", lambda _: 1.2)
+    cores = Cores(2, sample_patience=0.01, run_patience=0.03)
+    while cores.waited < cores.run_patience:
+        assert not cores.wait()
+    monkeypatch.delattr(Cores, "speed_up")  # with no patience left, it does not ask
+    assert not cores.wait()
+    assert Cores(1).wait()
+
+
+def test_cores_measures_threads_against_one() -> None:
+    cores = Cores(2)
+    assert min(cores.speed_up() for _ in range(3)) > 0
