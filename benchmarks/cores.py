@@ -35,7 +35,7 @@ class Cores:
     """Waits until each of `threads` threads is as fast as one alone, or its patience is used up."""
 
     threads: int
-    sample_patience: float = 0.5
+    sample_patience: float = 0.1
     run_patience: float = 240.0
     waited: float = field(default=0.0, init=False)
     _alone: float = field(default=np.inf, init=False)

@@ -219,9 +219,10 @@ def _take_turns(
     for entrant in limits:
         entrant.warm_up(effort, effort.fewest)
     everyone = [*entrants, *limits]
+    waited = cores.waited
     deadline = time.perf_counter() + PATIENCE * effort.contender_seconds * len(everyone)
     for turn in tqdm(range(effort.repeat), desc=label, leave=False):
-        late = time.perf_counter() > deadline
+        late = time.perf_counter() > deadline + cores.waited - waited
         for entrant in everyone:
             if (late and entrant.is_short()) or (not late and turn % entrant.every == 0):
                 entrant.take_turn(cores)
