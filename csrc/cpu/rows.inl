@@ -52,8 +52,9 @@ struct TileRows {
 
 // Rows first .. end - 1 of K or V, which will be read soon. A kernel asks for the next cache lines
 // of them between two groups of its own rows, so that the requests for memory spread over the
-// arithmetic; asked for all at once they would fill the miss queue and stall it. Masked rows may be
-// among them: prefetching is not reading.
+// arithmetic: of many at once the processor drops those that find its miss queue full. For the same
+// reason the loop that asks is not unrolled (0.66 instead of 0.80 of the memory's rate, decoding on
+// Zen 5). Masked rows may be among them: prefetching is not reading.
 template <class X>
 class Ahead {
  public:
