@@ -101,10 +101,10 @@ class Block : private ScoreBlock<V, X, Score> {
                               : ahead(p_.value, tile.first, kTileKeys);
     Ahead<X> second = by_rows_ ? ahead(p_.value, tile.first + rows_ahead(p_.value), kTileKeys)
                                : ahead(p_.key, tile.first + kTileKeys, kTileKeys);
+    const int stride = without_gaps(tile) ? few_stride<V>(queries_.count) : kPanel<V>;
     bool loaded = false;
     for_each_strip<V>(tile, queries_.count, [&](auto vecs, const Strip<V>& strip) {
       constexpr int kVecs = decltype(vecs)::value;
-      const int stride = without_gaps(tile) ? few_stride<V>(queries_.count) : kPanel<V>;
       T* scores = weigh_strip<kVecs>(tile, strip, stride, first);
       // Not before the scores: by now the rows that were asked for are here.
       if (!loaded) values_.load(p_, queries_, group_, w_, by_rows_, tile);

@@ -164,7 +164,7 @@ template <class V, int NV, class U, class Rows>
 void add_tile(const U* p, const U* const* rows, int keys, std::int64_t columns,
               const typename V::Scalar* scale, Rows& ahead, typename V::Scalar* out) {
   if (columns == 0) return;
-  const std::int64_t share = ahead.lines(64) * V::kRows / columns + 1;
+  const std::int64_t share = ahead.lines(kTileKeys) * V::kRows / columns + 1;
   std::int64_t column = 0;
   for (; column + V::kRows <= columns; column += V::kRows) {
     ahead.touch(share);

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cpu/vec_avx2.h"
+
 namespace pyattn {
 namespace {
 
@@ -54,15 +56,7 @@ struct Avx2Double {
     const __m256i all = _mm256_set1_epi64x(static_cast<long long>(bits & 0xf));
     return {_mm256_castsi256_pd(_mm256_cmpeq_epi64(_mm256_and_si256(all, lane), lane))};
   }
-  // Bit j = "byte j is not zero".
-  static std::uint64_t nonzero_64(const std::uint8_t* byte) {
-    const auto* half = reinterpret_cast<const __m256i*>(byte);
-    const auto zeros = [half](int i) {
-      const __m256i zero = _mm256_cmpeq_epi8(_mm256_loadu_si256(half + i), _mm256_setzero_si256());
-      return static_cast<std::uint32_t>(_mm256_movemask_epi8(zero));
-    };
-    return ~(static_cast<std::uint64_t>(zeros(1)) << 32 | zeros(0));
-  }
+  static std::uint64_t nonzero_64(const std::uint8_t* byte) { return Avx2::nonzero_64(byte); }
   static std::uint64_t to_bits(Mask mask) {
     return static_cast<std::uint64_t>(_mm256_movemask_pd(mask.v));
   }

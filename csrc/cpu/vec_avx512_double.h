@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cpu/vec_avx512.h"
+
 namespace pyattn {
 namespace {
 
@@ -57,11 +59,7 @@ struct Avx512Double {
     return {_mm512_mask_blend_pd(mask, no.v, yes.v)};
   }
   static Mask from_bits(std::uint64_t bits) { return static_cast<Mask>(bits); }
-  // Bit j = "byte j is not zero".
-  static std::uint64_t nonzero_64(const std::uint8_t* byte) {
-    const __m512i bytes = _mm512_loadu_si512(byte);
-    return _mm512_test_epi8_mask(bytes, bytes);
-  }
+  static std::uint64_t nonzero_64(const std::uint8_t* byte) { return Avx512::nonzero_64(byte); }
   static std::uint64_t to_bits(Mask mask) { return mask; }
 
   // 14 bits from the table and two Newton steps.

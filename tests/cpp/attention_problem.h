@@ -55,6 +55,15 @@ struct Variant {
 };
 
 inline constexpr Variant kCausal{.right = 0};
+// Something of everything.
+inline constexpr Variant kRich{.mask = MaskUse::boolean,
+                               .left = 450,
+                               .right = 40,
+                               .starts = true,
+                               .softcap = 20,
+                               .slopes = true,
+                               .sinks = true,
+                               .dropout = 0.2};
 
 // Four dimensions, with a gap behind each row that nothing may read or write. Memory is never null:
 // a null output is one that is not wanted.
@@ -252,5 +261,13 @@ struct Problem {
     return mask;
   }
 };
+
+template <class X>
+Problem<X> rich_problem(const Shape& shape, unsigned seed) {
+  std::mt19937 random(seed);
+  Problem<X> problem(Mechanism::sdpa, shape, kRich, random);
+  for (std::int64_t& start : problem.starts) start = std::abs(start) % shape.keys;
+  return problem;
+}
 
 }  // namespace pyattn::testing

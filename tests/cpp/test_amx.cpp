@@ -165,27 +165,11 @@ TEST(poisoned_rows) {
   }
 }
 
-// Something of everything.
-Problem<X> rich_problem(const Shape& shape, unsigned seed) {
-  std::mt19937 random(seed);
-  const Variant variant{.mask = MaskUse::boolean,
-                        .left = 450,
-                        .right = 40,
-                        .starts = true,
-                        .softcap = 20,
-                        .slopes = true,
-                        .sinks = true,
-                        .dropout = 0.2};
-  Problem<X> problem(Mechanism::sdpa, shape, variant, random);
-  for (std::int64_t& start : problem.starts) start = std::abs(start) % shape.keys;
-  return problem;
-}
-
 // Chosen rows of one call are those rows of another, from a decoding step to a full block.
 TEST(rows_alone) {
   if (!has("avx512bf16")) return;
   for (const std::int64_t depth : {32, 21}) {
-    Problem<X> problem = rich_problem(
+    Problem<X> problem = rich_problem<X>(
         {.heads = 6, .groups = 2, .rows = 70, .keys = 580, .depth = depth, .columns = 13}, 7);
     const Answer<X> whole = run_plain(problem, problem.params(), kAll);
     for (const std::int64_t count : {1, 2, 9, 40}) {
@@ -222,7 +206,7 @@ TEST(steps_of_decoding) {
 
 TEST(threads_and_parts) {
   if (!has("avx512bf16")) return;
-  const Problem<X> problem = rich_problem(
+  const Problem<X> problem = rich_problem<X>(
       {.batch = 2, .heads = 6, .groups = 2, .rows = 2, .keys = 1300, .depth = 20, .columns = 40},
       9);
   set_threads(1);

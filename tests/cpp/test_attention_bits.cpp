@@ -6,24 +6,6 @@
 namespace pyattn::testing {
 namespace {
 
-// Something of everything.
-const Variant kRich{.mask = MaskUse::boolean,
-                    .left = 450,
-                    .right = 40,
-                    .starts = true,
-                    .softcap = 20,
-                    .slopes = true,
-                    .sinks = true,
-                    .dropout = 0.2};
-
-template <class X>
-Problem<X> rich_problem(const Shape& shape, unsigned seed) {
-  std::mt19937 random(seed);
-  Problem<X> problem(Mechanism::sdpa, shape, kRich, random);
-  for (std::int64_t& start : problem.starts) start = std::abs(start) % shape.keys;
-  return problem;
-}
-
 template <class X>
 void same_for_any_threads(const Problem<X>& problem, bool in_parts) {
   for_each_isa([&](const std::string& isa) {
