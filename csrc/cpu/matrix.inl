@@ -173,11 +173,11 @@ void add_tile(const U* p, const U* const* rows, int keys, std::int64_t columns,
   add_tail<V, NV, V::kRows - 1>(p, rows, keys, column, columns, scale, out);
 }
 
-// to[c][r] = from[r][c], rows given by pointers, unit stride along a row; `to` has a fixed row
-// length. Rows from `count` up to the next multiple of kLanes are written as 0.
-template <class V, class X, class U>
+// to[c][r] = scale(from[r][c]), rows given by pointers, unit stride along a row; `to` has a fixed
+// row length. Rows from `count` up to the next multiple of kLanes are written as 0.
+template <class V, class X, class U, class Scale = Unscaled<V>>
 void transpose_in(const X* const* from, int count, std::int64_t columns, U* to,
-                  std::int64_t to_stride) {
+                  std::int64_t to_stride, const Scale& scale = {}) {
   using T = typename V::Scalar;
   constexpr int L = V::kLanes;
   for (int r = 0; r < count; r += L) {
@@ -186,7 +186,7 @@ void transpose_in(const X* const* from, int count, std::int64_t columns, U* to,
       const int width = columns - c < L ? static_cast<int>(columns - c) : L;
       V square[L];
       for (int i = 0; i < L; ++i) {
-        square[i] = i < rows ? load_left<V>(from[r + i] + c, width) : V::broadcast(T(0));
+        square[i] = i < rows ? scale(load_left<V>(from[r + i] + c, width)) : V::broadcast(T(0));
       }
       V::transpose(square);
       for (int i = 0; i < width; ++i) square[i].store(to + (c + i) * to_stride + r);

@@ -14,26 +14,18 @@ void load_panels(const Queries<X>& queries, const View<const X, 4>& view, std::i
                  Compute<X> scale, Compute<X>* panels) {
   using T = Compute<X>;
   const std::int64_t columns = view.shape[3];
-  const V factor = V::broadcast(scale);
   for (int lane = 0; lane < queries.count; lane += kPanel<V>) {
     const int lanes = queries.count - lane < kPanel<V> ? queries.count - lane : kPanel<V>;
     const X* row[kPanel<V>];
     for (int i = 0; i < lanes; ++i) row[i] = queries.input(view.data, view.stride, lane + i);
     T* panel = panels + lane * depth;
     if (view.stride[3] == 1) {
-      transpose_in<V>(row, lanes, columns, panel, kPanel<V>);
-    } else {
-      for (std::int64_t d = 0; d < columns; ++d) {
-        for (int i = 0; i < kPanel<V>; ++i) {
-          panel[d * kPanel<V> + i] = i < lanes ? widen<V>(row[i] + d * view.stride[3]) : T(0);
-        }
-      }
+      transpose_in<V>(row, lanes, columns, panel, kPanel<V>, Scaled<V>{V::broadcast(scale)});
+      continue;
     }
-    const int used = (lanes + V::kLanes - 1) / V::kLanes * V::kLanes;
     for (std::int64_t d = 0; d < columns; ++d) {
-      for (int i = 0; i < used; i += V::kLanes) {
-        T* place = panel + d * kPanel<V> + i;
-        (V::load(place) * factor).store(place);
+      for (int i = 0; i < kPanel<V>; ++i) {
+        panel[d * kPanel<V> + i] = i < lanes ? widen<V>(row[i] + d * view.stride[3]) * scale : T(0);
       }
     }
   }

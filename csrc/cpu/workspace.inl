@@ -85,9 +85,21 @@ void clear_state(const State<typename V::Scalar>& state, int count, std::int64_t
     lowest.store(state.max + lane);
     zero.store(state.sum + lane);
   }
-  const int panels = (count + kPanel<V> - 1) / kPanel<V> * kPanel<V>;
-  const std::int64_t used = (by_rows ? count : panels) * columns;
-  std::memset(state.out, 0, sizeof(T) * static_cast<std::size_t>(used));
+  if (by_rows) {
+    std::memset(state.out, 0, sizeof(T) * static_cast<std::size_t>(count * columns));
+    return;
+  }
+  for (int lane = 0; lane < count; lane += kPanel<V>) {
+    with_vecs<V>(count - lane, [&](auto vecs) {
+      T* panel = state.out + lane * columns;
+      for (std::int64_t e = 0; e < columns; ++e) {
+        PYATTN_UNROLL
+        for (int v = 0; v < decltype(vecs)::value; ++v) {
+          zero.store(panel + e * kPanel<V> + v * V::kLanes);
+        }
+      }
+    });
+  }
 }
 
 // total = total + part, for parts that come in the order of their keys:

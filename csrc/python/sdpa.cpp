@@ -1,6 +1,8 @@
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 
 #include "python/register.h"
 #include "python/sdpa_call.h"
@@ -216,15 +218,16 @@ py::object run_weights(const py::array& query, const py::array& key, const py::o
 }
 
 py::object sdpa(const py::object& query, const py::object& key, const py::object& value,
-                const py::object& mask, double scale, std::int64_t right, const py::object& aux,
-                const py::object& options) {
+                const py::object& mask, std::optional<double> scale, std::int64_t right,
+                const py::object& aux, const py::object& options) {
   const py::array q = as_array(query, {kName, "query"});
   const py::array k = as_array(key, {kName, "key"});
   const py::array v = as_array(value, {kName, "value"});
   const Element element =
       common_element({{"query", &q}, {"key", &k}, {"value", &v}}, kFloats, kName);
   check_shapes(q, k, v);
-  const SdpaOptions parsed = sdpa_options(options, scale, right, kName);
+  const double factor = scale.value_or(1 / std::sqrt(static_cast<double>(q.shape(3))));
+  const SdpaOptions parsed = sdpa_options(options, factor, right, kName);
   return with_element(element, [&]<class X>() { return run<X>(q, k, v, mask, parsed, aux); });
 }
 

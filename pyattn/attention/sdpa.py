@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -278,8 +277,7 @@ def scaled_dot_product_attention(
             and aux == ()
             and softcap == dropout_p == top_k == 0
         ):  # fmt: skip
-            factor = 1 / math.sqrt(query.shape[3]) if scale is None else scale
-            return _core.sdpa(query, key, value, attn_mask, factor, is_causal - 1, None, None)  # type: ignore[arg-type]
+            return _core.sdpa(query, key, value, attn_mask, scale, is_causal - 1, None, None)  # type: ignore[arg-type]
     except (TypeError, ValueError, ZeroDivisionError, IndexError, AttributeError):
         pass
     optional = {
