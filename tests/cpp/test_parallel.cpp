@@ -105,7 +105,8 @@ TEST(number_of_threads) {
   CHECK(threads() == 7);
 }
 
-#if (defined(__unix__) || defined(__APPLE__)) && !defined(__SANITIZE_THREAD__)
+#if (defined(__unix__) || defined(__APPLE__)) && !defined(__SANITIZE_THREAD__) && \
+    !defined(PYATTN_EMULATED)
 TEST(fork_gives_the_child_its_own_pool) {
   set_threads(3);
   CHECK(every_task_once(50, 1));
