@@ -39,6 +39,9 @@ class _Options(TypedDict, total=False):
     rows: _Array  # sdpa_weights: the queries chosen
     lse: _Array  # sdpa_weights (of the rows), column_mass: the log-sum-exp
     out: _Array  # sdpa: receives the output
+    rotary: tuple[_Array, _Array, bool, bool]
+    """sdpa: cosines and sines (positions, R) in the dtype of the arithmetic, whether pairs are
+    interleaved (R counts each twice, the first sine negative), whether keys are turned too."""
 
 def sdpa(
     query: _Array,

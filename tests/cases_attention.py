@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 import pyattn as pa
-from tests import naive, reference
+from tests import naive, reference, reference_layers
 from tests.case import Case, In
 from tests.naive_sdpa import naive_outputs
 from tests.packed import by_padding
-from tests.reference_sdpa import sdpa_outputs, with_past
+from tests.reference_sdpa import positions, sdpa_outputs, with_past
 
 QKV = {
     "query": In(("B", "H", "T", 16)),
@@ -47,6 +49,51 @@ def _sdpa(
     # Where two scores change places the largest has no derivative, and random inputs do meet that.
     smooth = "max" not in aux
     return Case(f"sdpa/{name}", "sdpa", inputs, call, oracle, plain, smooth, known)
+
+
+def _turned_before(attend: Any) -> Any:
+    """The oracle ``attend`` behind rotations of the queries and of all keys."""
+
+    def call(query: Any, key: Any, value: Any, **options: Any) -> Any:
+        tables = [options.pop(name) for name in ("rotary_cos", "rotary_sin")]
+        turning = {
+            "interleaved": options.pop("rotary_interleaved", False),
+            "rotary_embedding_dim": 2 * tables[0].shape[1],
+        }
+        keys = with_past(options.pop("past_key", None), key)
+        values = with_past(options.pop("past_value", None), value)
+        batch, size = len(key), keys.shape[2]
+        starts, _ = positions(options, batch, query.shape[2], size, size - key.shape[2])
+        at_query = starts[:, None] + np.arange(query.shape[2])
+        at_key = np.broadcast_to(np.arange(size), (batch, size))
+        q, k = (
+            reference_layers.rotary_embedding(x, *tables, at, **turning).astype(x.dtype)
+            for x, at in ((query, at_query), (keys, at_key))
+        )
+        return attend(q, k, values, **options | {"query_start": starts})
+
+    return call
+
+
+def _rotary(name: str, pairs: int, more: Mapping[str, In] | None = None, **options: Any) -> Case:
+    """A case with queries and keys that are turned on their way."""
+    aux = ("weights", "lse")
+    tables = {"rotary_cos": In((24, pairs)), "rotary_sin": In((24, pairs))}
+    inputs = QKV | tables | dict(more or {})
+
+    def by(attend: Any, arrays: Any) -> Any:
+        found = _turned_before(attend)(**arrays, **options)
+        return tuple(found[key] for key in ("out", *aux))
+
+    return Case(
+        f"sdpa/rotary-{name}",
+        "sdpa",
+        inputs,
+        lambda **arrays: pa.scaled_dot_product_attention(**arrays, aux=aux, **options),
+        lambda **arrays: by(sdpa_outputs, arrays),
+        lambda **arrays: by(naive_outputs, arrays),
+        static=frozenset("H" if "GQA" in name else ""),
+    )
 
 
 GQA = {"key": In(("B", 2, "S", 16)), "value": In(("B", 2, "S", 9))}
@@ -113,6 +160,10 @@ SDPA = [
         is_causal=True,
         scale=0.4,
     ),
+    _rotary("plain", 8),
+    _rotary("part-causal-GQA", 3, GQA, is_causal=True),
+    _rotary("interleaved-starts", 8, {"query_start": In(("B",), 6)}, rotary_interleaved=True),
+    _rotary("interleaved-part-past", 5, PAST, rotary_interleaved=True, is_causal=True),
 ]
 
 

@@ -32,6 +32,7 @@ def read_only(x: Any) -> Any:
 QKV: dict[str, Any] = {
     "query": ones(2, 4, 5, 8), "key": ones(2, 2, 7, 8), "value": ones(2, 2, 7, 3)
 }  # fmt: skip
+ROTARY = {"rotary_cos": ones(7, 4), "rotary_sin": ones(7, 4)}
 PAST = {"past_key": ones(2, 2, 6, 8), "past_value": ones(2, 2, 6, 3)}
 
 # What every function of this family takes, and what they say of it.
@@ -125,6 +126,25 @@ ROOM: dict[str, Bad] = {  # out=
     "out swapped": ({"out": ones(2, 4, 3, 5).swapaxes(2, 3)}, ValueError, "contiguous along"),
 }  # fmt: skip
 SDPA: dict[str, Bad] = {
+    "rotary alone": ({"rotary_cos": ones(7, 4)}, ValueError, "rotary_sin must be given together"),
+    "rotary list": (ROTARY | {"rotary_cos": [1.0]}, TypeError, "rotary_cos must be a NumPy array"),
+    "rotary dtype": (
+        ROTARY | {"rotary_sin": np.ones((7, 4))}, TypeError, "rotary_sin must .*float64 for float32"
+    ),
+    "rotary pairs": (
+        {"rotary_cos": ones(7, 5), "rotary_sin": ones(7, 5)}, ValueError, r"\(7, 5\).*query \(2, 4"
+    ),
+    "rotary shapes": (ROTARY | {"rotary_sin": ones(7, 3)}, ValueError, r"R / 2\).*\(7, 3\)"),
+    "rotary rank": (
+        {"rotary_cos": ones(7), "rotary_sin": ones(7)}, ValueError, r"must be \(positions, R / 2\)"
+    ),
+    "rotary empty": (
+        {"rotary_cos": ones(7, 0), "rotary_sin": ones(7, 0)}, ValueError, r"above 0.*\(7, 0\)"
+    ),
+    "rotary order": ({"rotary_interleaved": True}, ValueError, "rotary_interleaved needs rotary_c"),
+    "rotary order text": (
+        ROTARY | {"rotary_interleaved": "no"}, TypeError, "rotary_interleaved must be .*'no'"
+    ),
     "past alone": ({"past_key": PAST["past_key"]}, ValueError, "must be given together"),
     "past value": ({"past_value": PAST["past_value"]}, ValueError, "must be given together"),
     "past list": (PAST | {"past_key": [1.0]}, TypeError, "past_key must be a NumPy array"),

@@ -204,7 +204,8 @@ def test_attention_outputs_beside_other_outputs(rng: Any) -> None:
     assert [o.name for o in proto.graph.output][-1] == "attention_weights_0"
     found = session(proto).run(None, {"x": x})
     for f, e in zip(found, model(x, ("lse", "weights")), strict=True):
-        assert max_error(f, e) <= 1e-6
+        # A log-sum-exp may be so large that this is a few units in its last place.
+        assert max_error(f, e) <= max(1e-6, 4 * np.spacing(np.abs(e).max()))
 
 
 def test_a_past_of_dynamic_length(rng: Any) -> None:

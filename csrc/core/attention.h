@@ -51,6 +51,7 @@ constexpr std::int64_t attention_scratch_elements(std::int64_t depth, std::int64
   return kBlockRows * (2 * even_depth + 2 * columns)  // queries (twice for additive), outputs
          + 3 * kBlockRows * kTileKeys                 // scores, additive mask, spare
          + kTileKeys * (2 * even_depth + columns)     // keys (twice), values
+         + (kBlockRows + kTileKeys + 1) * even_depth  // queries and keys turned, a row of them
          + even_depth + columns + 9 * kBlockRows      // v, zeros, row statistics
          + 512;                                       // rounding of the pieces to cache lines
 }

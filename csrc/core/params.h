@@ -80,6 +80,19 @@ struct Pages {
   std::int64_t size = 0;
 };
 
+// Angles by which rows of Q and K are turned as they are loaded, a row of each table for each
+// position: the pairs (k, pairs + k) by (cos_k), (sin_k), or interleaved pairs (2k, 2k + 1) by
+// (cos_k, cos_k), (-sin_k, sin_k).
+template <class T>
+struct Turn {
+  const T* cosine = nullptr;  // null: no rotation
+  const T* sine = nullptr;
+  std::int64_t stride = 0;
+  std::int64_t pairs = 0;  // 2 * pairs <= D; the numbers behind them stay
+  bool interleaved = false;
+  bool keys = false;  // those too; else they were turned before
+};
+
 // Layout (B, H, T, D) in storage type X; additive attention sets H = G = 1 and D = A. In packed
 // sequences B counts sequences, the views have stride 0 there, and rows of sequence b start at
 // query_offsets[b] and key_offsets[b].
@@ -105,6 +118,7 @@ struct AttentionParams {
   std::int64_t left = kUnbounded;
   std::int64_t right = kUnbounded;
 
+  Turn<T> turn;               // sdpa only, for Q and K with unit last stride
   T scale = T(1);             // sdpa only
   T softcap = T(0);           // s = softcap tanh(s / softcap) where it is not 0
   const T* slopes = nullptr;  // (H,): s - slope |p - j|

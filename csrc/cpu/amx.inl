@@ -126,7 +126,7 @@ class TileScore {
     const X* input[kBlockRows];
     const BFloat16Pair* row[kBlockRows];
     for (int lane = 0; lane < queries.count; ++lane) {
-      input[lane] = queries.input(view.data, view.stride, lane);
+      input[lane] = queries.query(lane);
     }
     pair_rows(input, queries.count, view.stride[3], depth_, copies_, row);
     const std::int64_t pairs = (depth_ + 1) / 2;

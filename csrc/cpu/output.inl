@@ -7,17 +7,17 @@
 namespace pyattn {
 namespace {
 
-// panels[panel][d][lane] = scale * row of the view. `depth` is the number of rows per panel, at
-// least the length of a row.
-template <class V, class X>
+// panels[panel][d][lane] = scale * row(lane), of the shape and step of the view. `depth` is the
+// number of rows per panel, at least the length of a row.
+template <class V, class X, class Row>
 void load_panels(const Queries<X>& queries, const View<const X, 4>& view, std::int64_t depth,
-                 Compute<X> scale, Compute<X>* panels) {
+                 Compute<X> scale, Compute<X>* panels, const Row& row_of_lane) {
   using T = Compute<X>;
   const std::int64_t columns = view.shape[3];
   for (int lane = 0; lane < queries.count; lane += kPanel<V>) {
     const int lanes = queries.count - lane < kPanel<V> ? queries.count - lane : kPanel<V>;
     const X* row[kPanel<V>];
-    for (int i = 0; i < lanes; ++i) row[i] = queries.input(view.data, view.stride, lane + i);
+    for (int i = 0; i < lanes; ++i) row[i] = row_of_lane(lane + i);
     T* panel = panels + lane * depth;
     if (view.stride[3] == 1) {
       transpose_in<V>(row, lanes, columns, panel, kPanel<V>, Scaled<V>{V::broadcast(scale)});
@@ -31,11 +31,19 @@ void load_panels(const Queries<X>& queries, const View<const X, 4>& view, std::i
   }
 }
 
+template <class V, class X>
+void load_panels(const Queries<X>& queries, const View<const X, 4>& view, std::int64_t depth,
+                 Compute<X> scale, Compute<X>* panels) {
+  load_panels<V>(queries, view, depth, scale, panels,
+                 [&](int lane) { return queries.input(view.data, view.stride, lane); });
+}
+
 // query[panel][d][lane] = scale * q. `depth` is the number of rows per panel, D or D + 1.
 template <class V, class X>
 void load_queries(const Queries<X>& queries, std::int64_t depth, Compute<X> scale,
                   Compute<X>* panels) {
-  load_panels<V>(queries, queries.p.query, depth, scale, panels);
+  load_panels<V>(queries, queries.p.query, depth, scale, panels,
+                 [&](int lane) { return queries.query(lane); });
 }
 
 // Rows of `out`, in panels or as rows, times `scale`, to wherever row(lane) points.

@@ -54,7 +54,7 @@ class PairScore {
     const X* input[kBlockRows];
     const BFloat16Pair* row[kBlockRows];
     for (int lane = 0; lane < count_; ++lane) {
-      input[lane] = queries.input(view.data, view.stride, lane);
+      input[lane] = queries.query(lane);
     }
     pair_rows(input, count_, view.stride[3], depth_, copies(), row);
     for (int lane = 0; few_ && lane < count_; ++lane) {

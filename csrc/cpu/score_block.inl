@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/output.inl"
+#include "cpu/turn.inl"
 
 namespace pyattn {
 namespace {
@@ -44,9 +45,10 @@ class ScoreBlock {
   }
 
  protected:
-  const Queries<X>& start() const {
+  const Queries<X>& start() {
     Ahead<X> keys = ahead(p_.key, block_.key_begin, 2 * kTileKeys);
     keys.touch(keys.lines(by_rows_ ? rows_ahead(p_.key) : kTileKeys));
+    if (p_.turn.cosine != nullptr) turn_queries<V>(queries_, w_);
     return queries_;
   }
 
@@ -69,6 +71,7 @@ class ScoreBlock {
       const int width = end - first < kTileKeys ? static_cast<int>(end - first) : kTileKeys;
       load_tile<V>(p_, queries_, group_, first, width, w_.bias, tile);
       if (tile.count == 0) continue;
+      if (p_.turn.keys) turn_keys<V>(p_, tile, w_);
       score_.begin(tile);
       for (int lane = 0; p_.slopes != nullptr && lane < queries_.count; ++lane) {
         w_.relative[lane] = static_cast<T>(queries_.position[lane] - first);

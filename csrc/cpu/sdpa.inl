@@ -25,7 +25,7 @@ class DotScore {
     }
     const V scale = V::broadcast(p.scale);
     for (int lane = 0; lane < count_; ++lane) {
-      const X* row = queries.input(p.query.data, p.query.stride, lane);
+      const X* row = queries.query(lane);
       T* copy = w.query + lane * depth_;
       const T* dense = unit_row<V>(row, p.query.stride[3], depth_, copy);
       for (std::int64_t d = 0; d < depth_; d += V::kLanes) {

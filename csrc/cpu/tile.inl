@@ -32,6 +32,7 @@ struct Queries {
   std::int64_t position[kBlockRows];  // among the keys
   std::int64_t lowest;
   std::int64_t highest;
+  const X* turned = nullptr;  // rows of Q, D apart, in place of those of the view
 
   Queries(const AttentionParams<X>& params, const AttentionBlock& b)
       : p(params), block(b), count(static_cast<int>(b.heads * b.rows)), valid(low_bits(count)) {
@@ -65,6 +66,10 @@ struct Queries {
   template <class U>
   U* input(U* data, const std::int64_t* stride, int lane) const {
     return at(data, stride, lane, source(lane));
+  }
+  const X* query(int lane) const {
+    if (turned != nullptr) return turned + lane * p.query.shape[3];
+    return input(p.query.data, p.query.stride, lane);
   }
   template <class U>
   U* output(U* data, const std::int64_t* stride, int lane) const {

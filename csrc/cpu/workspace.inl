@@ -24,7 +24,10 @@ struct Workspace {
   T* spare;      // the same
   T* keys;       // copies of rows of K, or what the mechanism makes of them
   T* keys_exp;
-  T* values;  // copies of rows of V
+  T* values;           // copies of rows of V
+  void* turned_query;  // [row][depth] in the storage type, as the next
+  void* turned_keys;
+  T* wide;  // a row of them
   T* zeros;
   T* v;
   State<T> part;
@@ -52,6 +55,9 @@ struct Workspace {
     keys = take(kTileKeys * depth);
     keys_exp = take(kTileKeys * depth);
     values = take(kTileKeys * columns);
+    turned_query = take(kBlockRows * depth);
+    turned_keys = take(kTileKeys * depth);
+    wide = take(depth);
     zeros = take(columns);
     v = take(depth);
     T** const lanes[] = {&part.max, &part.sum, &total.max, &total.sum, &scale,

@@ -166,6 +166,7 @@ py::object run(const py::array& query, const py::array& key, const py::array& va
   SdpaCall<X> call(given, options, kName);
   call.set_lengths(keys);
   call.set_rows(query.shape(2));
+  call.set_rotary();
   AttentionParams<X>& params = call.params();
   Outputs<X> outputs(params, keys, options.top_k);
   py::array out = outputs.add_out(options.out, value.shape(3));

@@ -28,6 +28,8 @@ SdpaOptions sdpa_options(const py::object& dictionary, double scale, std::int64_
       options.query_starts = object;
     } else if (name == "alibi_slopes") {
       options.slopes = object;
+    } else if (name == "rotary") {
+      options.rotary = object;
     } else if (name == "sinks") {
       options.sinks = object;
     } else if (name == "rows") {

@@ -30,6 +30,7 @@ struct SdpaOptions {
   py::object rows = py::none();
   py::object lse = py::none();
   py::object out = py::none();
+  py::object rotary = py::none();  // (cosines, sines, interleaved, whether keys are turned too)
 };
 
 // From a dictionary with some of the names above, or None. Throws TypeError for another name.
@@ -112,6 +113,44 @@ class SdpaCall {
     params_.query.shape[2] = array.shape(0);
   }
 
+  // The others are set by now: which positions there are depends on them.
+  void set_rotary() {
+    if (options_.rotary.is_none()) return;
+    std::int64_t first = 0;
+    std::int64_t end = 0;
+    if (!starts_.empty()) {
+      const auto [least, most] = std::minmax_element(starts_.begin(), starts_.end());
+      first = *least;
+      end = *most;
+    }
+    if (first < 0 || params_.query.stride[3] != 1 || params_.key.stride[3] != 1) {
+      throw py::value_error(std::string(name_) +
+                            ": rotary takes positions from 0 on, and rows of query and key "
+                            "without gaps between their numbers");
+    }
+    const auto given = options_.rotary.cast<py::tuple>();
+    const auto cosine = table(given[0], {name_, "rotary cosines"});
+    const auto sine = table(given[1], {name_, "rotary sines"});
+    const bool interleaved = given[2].cast<bool>();
+    const bool keys = given[3].cast<bool>();
+    end = std::max(end + params_.query.shape[2], keys ? params_.key.shape[2] : 0);
+    if (cosine.shape[0] < end || sine.shape[0] < end || cosine.shape[1] != sine.shape[1] ||
+        cosine.stride[0] != sine.stride[0] || sine.stride[1] != 1 || cosine.stride[1] != 1) {
+      throw py::value_error(std::string(name_) + ": rotary tables must have " +
+                            std::to_string(end) + " rows of the same length and layout");
+    }
+    const std::int64_t pairs = interleaved ? cosine.shape[1] / 2 : cosine.shape[1];
+    if (2 * pairs > params_.query.shape[3]) {
+      throw py::value_error(std::string(name_) + ": rotary tables must have 2 * pairs <= D");
+    }
+    params_.turn = {.cosine = cosine.data,
+                    .sine = sine.data,
+                    .stride = cosine.stride[0],
+                    .pairs = pairs,
+                    .interleaved = interleaved,
+                    .keys = keys};
+  }
+
   void run() {
     const py::gil_scoped_release released;
     const auto& table = attention_kernels_of<X>(kernels());
@@ -119,6 +158,13 @@ class SdpaCall {
   }
 
  private:
+  View<const T, 2> table(const py::object& object, const Argument& argument) const {
+    const py::array array = as_array(object, argument);
+    if (!has_dtype<T>(array)) throw_dtype(argument, array, element_name(element_for<T>()));
+    check_rank(array, 2, "(positions, pairs)", argument);
+    return input_view<T, 2>(array, argument);
+  }
+
   static constexpr std::int64_t kFarthest = std::int64_t{1} << 40;
 
   AttentionParams<X> params_;

@@ -134,16 +134,25 @@ def _distance(
     params: dict[str, Any],
 ) -> Any:
     """Return j - p, int64 ``(1 or B, T, S)``: key j less the position p of the query."""
-    rows = expand_dims(expand_dims(arange_like(query, 2), 0), 2)
-    start: Any = np.full((1, 1, 1), params["start"], np.int64)
+    positions = query_positions(query, key, kv_lengths, query_starts, params)
+    return expand_dims(expand_dims(arange_like(key, 2), 0), 0) - expand_dims(positions, 2)
+
+
+def query_positions(
+    query: Value,
+    key: Value,
+    kv_lengths: Value | None,
+    query_starts: Value | None,
+    params: dict[str, Any],
+) -> Any:
+    """Return p, int64 ``(1 or B, T)``: where the queries stand among the keys."""
+    start: Any = np.full((1, 1), params["start"], np.int64)
     if params["bottom_right"]:
         end = _count(key, 2) if kv_lengths is None else expand_dims(astype_int(kv_lengths), 1)
-        if kv_lengths is not None:
-            end = expand_dims(end, 2)
         start = start + end - _count(query, 2)
     elif query_starts is not None:
-        start = start + expand_dims(expand_dims(astype_int(query_starts), 1), 2)
-    return expand_dims(expand_dims(arange_like(key, 2), 0), 0) - (rows + start)
+        start = start + expand_dims(astype_int(query_starts), 1)
+    return expand_dims(arange_like(query, 2), 0) + start
 
 
 def astype_int(x: Value) -> Any:

@@ -153,6 +153,7 @@ def core_options(
         "dropout": params["dropout_p"] or None,
         "seed": params["seed"] if params["dropout_p"] else None,
         "top_k": params["top_k"] or None,
+        "rotary": params.get("rotary"),
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -10,6 +10,7 @@ import numpy as np
 from pyattn import _core, interchange
 from pyattn.attention import _checks as checks
 from pyattn.attention import _sdpa_graph as graph
+from pyattn.attention._rotary import turn
 from pyattn.attention._sdpa_backward import vjp
 from pyattn.attention._sdpa_options import core_options, normalize_options
 from pyattn.dtypes import FLOATS, compute_dtype
@@ -154,6 +155,9 @@ def scaled_dot_product_attention(
     kv_lengths: Value | None = None,
     past_key: Value | None = None,
     past_value: Value | None = None,
+    rotary_cos: Value | None = None,
+    rotary_sin: Value | None = None,
+    rotary_interleaved: bool = False,
     dropout_p: float = 0.0,
     rng: int | np.random.Generator | None = None,
     top_k: int = 0,
@@ -199,6 +203,11 @@ def scaled_dot_product_attention(
         of ``past_key`` included.
     past_key, past_value:
         ``(B, G, P, D)`` and ``(B, G, P, E)``, in front of ``key`` and ``value``.
+    rotary_cos, rotary_sin, rotary_interleaved:
+        Tables ``(positions, R / 2)`` of the query's dtype: query and key are turned as by
+        :func:`pyattn.ops.rotary_embedding` (arXiv:2104.09864), key j by row j and a query at
+        position p by row p, on their way into the kernel and to the same bits. Keys of the past
+        are not turned yet.
     dropout_p, rng:
         Probability with which a weight is dropped, in [0, 1), and an integer seed below 2**64 or a
         generator that gives one. Which weights are dropped depends on the seed and on b, h, i and
@@ -271,7 +280,8 @@ def scaled_dot_product_attention(
     try:
         if (
             window is rng is query_start is alibi_slopes is sinks is kv_lengths is past_key
-            is past_value is out is None
+            is past_value is rotary_cos is rotary_sin is out is None
+            and rotary_interleaved is False
             and (is_causal is False or is_causal is True)
             and (scale is None or isinstance(scale, float))
             and aux == ()
@@ -287,6 +297,8 @@ def scaled_dot_product_attention(
         "sinks": sinks,
         "past_key": past_key,
         "past_value": past_value,
+        "rotary_cos": rotary_cos,
+        "rotary_sin": rotary_sin,
     }
     given = {"query": query, "key": key, "value": value, **optional}
     more = {"query_start": query_start if interchange.is_foreign(query_start) else None, "out": out}
@@ -301,6 +313,13 @@ def scaled_dot_product_attention(
     if key.ndim == 4:
         checks.check_lengths(NAME, kv_lengths, key.shape[2])
     wanted = tuple(name for name in names if name not in PRESENT)
+    present = {"present_key": key, "present_value": value}
+    query, key, rotary = turn(
+        NAME, query, key, kv_lengths, query_starts, params, rotary_cos, rotary_sin,
+        rotary_interleaved, whole="column_mass" in names,
+    )  # fmt: skip
+    if rotary is not None:
+        params["rotary"] = rotary
     inputs = (query, key, value, attn_mask, kv_lengths, query_starts, alibi_slopes, sinks)
     if any(isinstance(x, Tensor) for x in (*inputs, out)):
         if out is not None:
@@ -316,7 +335,7 @@ def scaled_dot_product_attention(
     if not names:
         return found[0] if wanted else found
     named = dict(zip(("output", *wanted), found if wanted else (found,), strict=True))
-    named |= {"present_key": key, "present_value": value}
+    named |= present
     return (named["output"], *(named[name] for name in names))
 
 

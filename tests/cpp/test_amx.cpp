@@ -5,6 +5,7 @@
 #include "core/parallel.h"
 #include "cpu/tables.h"
 #include "tiles_emulated.h"
+#include "turned_problem.h"
 
 namespace pyattn::testing {
 namespace {
@@ -186,6 +187,19 @@ TEST(rows_alone) {
       }
     }
     problem.rows.clear();
+  }
+}
+
+// Rows turned as they are loaded.
+TEST(turned_rows) {
+  if (!has("avx512bf16")) return;
+  for (const std::int64_t rows : {1, 70}) {
+    const Shape shape{
+        .heads = 2, .groups = 2, .rows = rows, .keys = 97, .depth = 38, .columns = 13};
+    const TurnedProblem<X> problem(rich_problem<X>(shape, 11), 19, true);
+    check::context = shape.text();
+    CHECK(same_bits(run_both(problem.given, problem.params(true), kAll),
+                    run_plain(problem.turned, problem.turned.params(), kAll)));
   }
 }
 
