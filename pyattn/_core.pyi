@@ -152,20 +152,19 @@ def paged(
     """
 
 def additive(
-    query: NDArray[_Float],
-    key: NDArray[_Float],
-    value: NDArray[_Float],
-    v: NDArray[_Float],
-    mask: NDArray[np.bool_] | NDArray[_Float] | None,
-    kv_lengths: NDArray[np.int32] | NDArray[np.int64] | None,
-    is_causal: bool,
-    want_weights: bool,
-    want_lse: bool,
-) -> tuple[NDArray[_Float], NDArray[_Float] | None, NDArray[_Float] | None]:
-    """Return (out, weights, lse) of ``softmax(sum_a v_a tanh(query + key) + mask) value``.
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    v: _Array,
+    mask: _Array | None,
+    right: int,
+    aux: Sequence[str] | None,
+    options: Mapping[str, Any] | None,
+) -> Any:
+    """Return ``softmax(sum_a v_a tanh(query + key) + mask) value``, or a tuple with what aux names.
 
-    query (B, T, A), key (B, S, A), value (B, S, E), v (A,); mask broadcasts to (B, T, S); the rest
-    is as for `sdpa`. Memory is O(T + S): no (T, S, A) tensor is made.
+    query (B, H, T, A), key (B, H, S, A), value (B, H, S, E); v (H, A) in the dtype of the
+    arithmetic. The rest is as for `sdpa`. Memory is O(T + S): no (T, S, A) tensor is made.
     """
 
 def erf(x: NDArray[_Float]) -> NDArray[_Float]:

@@ -226,6 +226,43 @@ def _additive(name: str, more: Mapping[str, In] | None = None, **options: Any) -
     )
 
 
+def _additive_heads(
+    name: str,
+    aux: tuple[str, ...],
+    more: Mapping[str, In] | None = None,
+    heads: int = 3,
+    **options: Any,
+) -> Case:
+    """A case with all that the oracle of scaled dot-product attention knows, by its oracle."""
+    inputs = {
+        "query": In(("B", "T", 12)),
+        "key": In(("B", "S", 12)),
+        "value": In(("B", "S", 9)),
+        "v": In((12,)),
+    } | dict(more or {})
+
+    def by(attend: Any, query: Any, key: Any, value: Any, v: Any, **rest: Any) -> Any:
+        split = [x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) for x in (query, key, value)]
+        found = attend(*split, v=v.reshape(heads, -1), **rest, **options)
+        out = found["out"].swapaxes(1, 2).reshape(*query.shape[:2], -1)
+        return (out, *(found[name] for name in aux))
+
+    def call(query: Any, key: Any, value: Any, v: Any, mask: Any = None, **rest: Any) -> Any:
+        return pa.additive_attention(
+            query, key, value, v, attn_mask=mask, num_heads=heads, aux=aux, **rest, **options
+        )
+
+    return Case(
+        f"additive/{name}",
+        "additive",
+        inputs,
+        call,
+        lambda *a, **k: by(sdpa_outputs, *a, **k),
+        lambda *a, **k: by(naive_outputs, *a, **k),
+        smooth="max" not in aux,
+    )
+
+
 ADDITIVE = [
     _additive("plain"),
     _additive("causal", is_causal=True),
@@ -233,6 +270,14 @@ ADDITIVE = [
     _additive("bool-mask", {"mask": In(("B", "T", "S"), "bool")}),
     _additive("float-mask", {"mask": In((1, "S"), "bias")}),
     _additive("lengths", {"kv_lengths": In(("B",), "S")}),
+    _additive_heads("heads", ("weights", "lse")),
+    _additive_heads("heads-window", ("entropy", "biased_scores"), STARTS, window=(2, 1)),
+    _additive_heads(
+        "heads-mask-bottom-right",
+        ("scores", "max"),
+        {"mask": In(("B", 1, "T", "S"), "bias")} | LENGTHS,
+        is_causal="bottom_right",
+    ),
 ]
 
 

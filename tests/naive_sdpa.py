@@ -84,9 +84,7 @@ def _steps(
     compute = np.float64 if query.dtype == np.float64 else np.float32
     q, k, v = inputs_of(query, key, value, options, compute)
     shape = (*q.shape[:3], k.shape[2])
-    scale = options.get("scale")
-    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    found = {"scores": rounded(rounded(q * compute(factor)) @ k.swapaxes(-1, -2))}
+    found = {"scores": _scores(q, k, rounded, options)}
     found["capped_scores"] = _capped(found["scores"], options.get("softcap", 0.0), rounded)
     bias, allowed = _bias(options, shape, np.shape(key)[2], compute)
     biased = found["capped_scores"] if bias is None else rounded(found["capped_scores"] + bias)
@@ -101,6 +99,17 @@ def _steps(
     narrow = query.dtype if rounded is not _unrounded else compute
     found = {name: array.astype(narrow, copy=False) for name, array in found.items()}
     return found | {"lse": lse, "max": largest}
+
+
+def _scores(q: AnyArray, k: AnyArray, rounded: Step, options: Options) -> AnyArray:
+    v = options.get("v")
+    if v is not None:
+        terms = rounded(np.tanh(rounded(q[:, :, :, None] + k[:, :, None])))
+        vectors = np.asarray(v).astype(q.dtype)
+        return rounded((terms @ vectors[:, None, :, None])[..., 0])
+    scale = options.get("scale")
+    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return rounded(rounded(q * q.dtype.type(factor)) @ k.swapaxes(-1, -2))
 
 
 def inputs_of(

@@ -51,6 +51,8 @@ class Options(TypedDict, total=False):
     past_value: ArrayLike | None  # (B, G, P, E)
     dropout_p: float
     rng: int | None  # the seed of dropout
+    # (H, A): scores v . tanh(q + k) instead, without a scale; Bahdanau 2014, arXiv:1409.0473
+    v: ArrayLike | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Problem:
     sinks: Array | None
     dropout_p: float
     seed: int
+    v: Array | None
 
     @property
     def repeats(self) -> int:
@@ -168,6 +171,7 @@ def problem_of(query: ArrayLike, key: ArrayLike, value: ArrayLike, options: Opti
         sinks=None if sinks is None else float64(sinks),
         dropout_p=options.get("dropout_p", 0.0),
         seed=options.get("rng") or 0,
+        v=None if options.get("v") is None else float64(options["v"]),  # type: ignore[arg-type]
     )
 
 
@@ -205,12 +209,19 @@ def softmax_row(scores: Array, sink: float = -math.inf) -> tuple[Array, float]:
     return numerators / total, largest + math.log(total)
 
 
+def score(problem: Problem, h: int, query: Array, keys: Array) -> Array:
+    """The scores of one query of head h: by the dot product, or the additive ones."""
+    if problem.v is None:
+        return np.asarray(problem.scale * (keys @ query))
+    return np.asarray([problem.v[h] @ np.tanh(query + key) for key in keys])
+
+
 def rows_of(problem: Problem) -> Iterator[Row]:
     """Evaluate the formula row by row; a row without an allowed key has empty arrays."""
     for b, h, i in np.ndindex(problem.query.shape[:3]):
         keys, bias = _allowed(problem, b, h, i)
         seen = problem.key[b, h // problem.repeats, keys]
-        raw = problem.scale * (seen @ problem.query[b, h, i])
+        raw = score(problem, h, problem.query[b, h, i], seen)
         capped = cap(raw, problem.softcap)
         sink = -math.inf if problem.sinks is None else float(problem.sinks[h])
         weights, lse = softmax_row(capped + bias, sink)
@@ -250,7 +261,11 @@ def sdpa_outputs(
     found = _blank(problem)
     with np.errstate(invalid="ignore"):  # inf or NaN stored in masked keys
         keys = np.repeat(problem.key, problem.repeats, axis=1)
-        found["scores"] = problem.scale * (problem.query @ keys.swapaxes(-1, -2))
+        if problem.v is None:
+            found["scores"] = problem.scale * (problem.query @ keys.swapaxes(-1, -2))
+        else:
+            terms = np.tanh(problem.query[:, :, :, None] + keys[:, :, None])
+            found["scores"] = np.einsum("bhtsa,ha->bhts", terms, problem.v)
         found["capped_scores"] = cap(found["scores"], problem.softcap)
     for row in rows_of(problem):
         at, values = (row.b, row.h, row.i), problem.value[row.b, row.h // problem.repeats, row.keys]

@@ -165,7 +165,6 @@ def test_none_and_lists_are_no_arrays() -> None:
         lambda: pa.scaled_dot_product_attention(None, K, V),
         lambda: pa.scaled_dot_product_attention(Q, K, V, aux=None),
         lambda: pa.additive_attention(AQ, AK, AV, None),
-        lambda: pa.additive_attention(AQ, AK, AV, W, is_causal="middle"),
         lambda: pa.additive_attention(AQ, AK, AV, W, bias=np.ones(8)),
         lambda: pa.luong_attention(AQ, None),
         lambda: pa.luong_attention(AQ, AK, kv_lengths=[1, 2]),

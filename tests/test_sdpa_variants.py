@@ -13,17 +13,16 @@ from hypothesis import strategies as st
 
 import pyattn as pa
 from tests.draws import FLOATS, draw_layout, draw_sdpa, poison
-from tests.naive_sdpa import WIDE, naive_outputs
+from tests.naive_sdpa import naive_outputs
+from tests.outputs import PRESENT, TOP_K, check_all
 from tests.reference import max_error, tolerance
 from tests.reference_sdpa import sdpa_outputs
 
 ISAS = pa.runtime.available_isas()
-PRESENT = ("present_key", "present_value")
 SCORES = ("scores", "capped_scores", "biased_scores")
 TOP = ("top_weights", "top_indices")
 ROWS = ("lse", "max", "entropy", *TOP, "weights")
 AUX = (*ROWS, "column_mass", *SCORES, *PRESENT)
-TOP_K = 3
 
 every_isa = pytest.mark.parametrize("isa", ISAS)
 every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
@@ -38,50 +37,6 @@ def attend(
         options["top_k"] = TOP_K
     found = pa.scaled_dot_product_attention(query, key, value, mask, aux=aux, out=out, **options)
     return dict(zip(("out", *aux), found if aux else (found,), strict=True))
-
-
-def largest_score(exact: dict[str, Any], options: dict[str, Any]) -> float:
-    """The size of what goes into the exponential, to which its error is relative."""
-    scores = [exact["biased_scores"], np.asarray(options.get("sinks", 0.0), np.float64)]
-    sizes = [np.abs(s[np.isfinite(s)]).max(initial=0.0) for s in scores]
-    return float(max(sizes))
-
-
-def check_top(found: dict[str, Any], exact: dict[str, Any], bound: float) -> None:
-    """The keys named have the weights named; a key whose weight vanishes may be left out."""
-    indices = found["top_indices"]
-    assert indices.dtype.kind == "i"
-    named = indices >= 0
-    picked = np.take_along_axis(exact["weights"], np.maximum(indices, 0).astype(np.intp), -1)
-    seen = np.take_along_axis(
-        exact["biased_scores"], np.maximum(indices, 0).astype(np.intp), -1
-    ) > -np.inf  # fmt: skip
-    assert seen[named].all()
-    assert max_error(np.where(named, picked, 0.0), exact["top_weights"]) <= 2 * bound
-    assert (named == (exact["top_indices"] >= 0))[exact["top_weights"] > 1e-30].all()
-    for row, kept in zip(indices.reshape(-1, TOP_K), named.reshape(-1, TOP_K), strict=True):
-        assert len(set(row[kept])) == kept.sum()
-
-
-def check_all(found: dict[str, Any], exact: Any, plain: Any, options: dict[str, Any]) -> None:
-    """Each output against the oracle, by the rule of `tests.reference.tolerance`."""
-    allowed, score = exact["biased_scores"] > -np.inf, largest_score(exact, options)
-    dtype = plain["out"].dtype
-    for name, array in found.items():
-        if name in PRESENT:
-            np.testing.assert_array_equal(array, exact[name], err_msg=name)
-        if name in PRESENT or name == "top_indices":
-            continue
-        truth, yardstick = exact[name], plain[name]
-        assert array.shape == truth.shape, name
-        assert array.dtype == (yardstick.dtype if name in WIDE else dtype), name
-        if name in ("scores", "capped_scores"):  # of a masked pair: not here, the key is poisoned
-            array, truth, yardstick = (np.where(allowed, a, 0) for a in (array, truth, yardstick))
-        spread = float(exact["spread"].max(initial=0.0)) if name == "out" else 0.0
-        bound = tolerance(yardstick, truth, score=score, spread=spread)
-        assert max_error(array, truth) <= bound, name
-    if "top_indices" in found:
-        check_top(found, exact, tolerance(plain["top_weights"], exact["top_weights"], score=score))
 
 
 def poisoned(array: Any, past: Any, never: Any) -> tuple[Any, Any]:

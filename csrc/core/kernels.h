@@ -37,7 +37,7 @@ struct AttentionKernels {
                          std::int64_t count, std::int64_t step, Scratch) noexcept;
 
   Run sdpa;
-  Run additive;  // null for the types without arithmetic
+  Run additive;
   Merge merge;
   BackwardKernels<X> backward;
 };

@@ -93,7 +93,7 @@ struct Turn {
   bool keys = false;  // those too; else they were turned before
 };
 
-// Layout (B, H, T, D) in storage type X; additive attention sets H = G = 1 and D = A. In packed
+// Layout (B, H, T, D) in storage type X; additive attention sets G = H and D = A. In packed
 // sequences B counts sequences, the views have stride 0 there, and rows of sequence b start at
 // query_offsets[b] and key_offsets[b].
 template <class X>
@@ -123,7 +123,7 @@ struct AttentionParams {
   T softcap = T(0);           // s = softcap tanh(s / softcap) where it is not 0
   const T* slopes = nullptr;  // (H,): s - slope |p - j|
   const T* sinks = nullptr;   // (H,): one more score, whose weight is dropped
-  const T* v = nullptr;       // additive only: (A,), contiguous
+  const T* v = nullptr;       // additive only: (H, A), contiguous
   Dropout<T> dropout;
   View<const T, 3> given_lse;  // (B, H, T): skips the softmax; weights are exp(s - lse)
 

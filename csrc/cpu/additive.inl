@@ -133,21 +133,23 @@ typename V::Scalar direct_score(const typename V::Scalar* query, const typename 
   return sum_lanes(sum);
 }
 
-template <class V>
+template <class V, class X>
 class AdditiveScore {
  public:
   using T = typename V::Scalar;
   static constexpr T kLimit = V::kLibm ? T(170) : T(21);
 
-  AdditiveScore(const Queries<T>& queries, const Workspace<T>& w)
+  AdditiveScore(const Queries<X>& queries, const Workspace<T>& w)
       : w_(w),
         length_(queries.p.query.shape[3]),
         step_(queries.p.key.stride[3]),
         depth_(length_ + length_ % 2),
         terms_in_lanes_(queries.count * 2 <= V::kLanes) {
+    // The heads have keys of their own, so a block has one head.
+    const T* v = queries.p.v + queries.head(0) * length_;
     double total = 0;
     for (std::int64_t a = 0; a < length_; ++a) {
-      w.v[a] = queries.p.v[a];
+      w.v[a] = v[a];
       total += static_cast<double>(w.v[a]);
     }
     total_ = static_cast<T>(total);
@@ -163,7 +165,7 @@ class AdditiveScore {
     }
   }
 
-  void begin(const Tile<T>& tile) {
+  void begin(const Tile<X>& tile) {
     for (int k = 0; k < tile.count; ++k) {
       key_[k] = unit_row<V>(tile.key[k], step_, length_, w_.keys + k * depth_);
       factored_[k] = largest(key_[k]) + query_largest_ <= kLimit;
@@ -177,7 +179,7 @@ class AdditiveScore {
   static constexpr bool kLeavesNoGaps = false;
 
   template <int NV>
-  void strip(const Tile<T>&, const Strip<V>& strip, int, Ahead<T>& ahead, T* sums) const {
+  void strip(const Tile<X>&, const Strip<V>& strip, int, Ahead<X>& ahead, T* sums) const {
     const std::int64_t at = panel_offset<V>(strip.lane, depth_);
     const std::int64_t share = ahead.lines(1);
     for (int k = 0; k < strip.keys; ++k) {
@@ -196,13 +198,12 @@ class AdditiveScore {
 
  private:
   // Few queries: rows as they come, no panels.
-  void begin_rows(const Queries<T>& queries) {
-    const View<const T, 4>& view = queries.p.query;
-    const std::int64_t step = view.stride[3];
+  void begin_rows(const Queries<X>& queries) {
+    const std::int64_t step = queries.p.query.stride[3];
     for (int lane = 0; lane < queries.count; ++lane) {
-      const T* row = queries.input(view.data, view.stride, lane);
+      const X* row = queries.query(lane);
       T* copy = w_.query + lane * depth_;
-      for (std::int64_t a = 0; a < length_; ++a) copy[a] = row[a * step];
+      for (std::int64_t a = 0; a < length_; ++a) copy[a] = widen<V>(row + a * step);
       see(largest(copy));
       exponentiate(copy, w_.query_exp + lane * depth_);
     }
@@ -267,10 +268,10 @@ class AdditiveScore {
   bool factored_[kTileKeys] = {};
 };
 
-template <class V>
-void additive(const AttentionParams<typename V::Scalar>& p, const AttentionBlock& block,
-              typename V::Scalar* scratch) noexcept {
-  Block<V, typename V::Scalar, AdditiveScore<V>>(p, block, scratch).run();
+template <class V, class X>
+void additive(const AttentionParams<X>& p, const AttentionBlock& block,
+              Compute<X>* scratch) noexcept {
+  Block<V, X, AdditiveScore<V, X>>(p, block, scratch).run();
 }
 
 }  // namespace

@@ -29,13 +29,13 @@ constexpr Kernels<typename V::Scalar> kernels_for() {
 
 template <class V, class X>
 constexpr AttentionKernels<X> attention_for() {
-  AttentionKernels<X> table{.sdpa = sdpa<V, X>, .additive = nullptr, .merge = merge_parts<V, X>};
+  AttentionKernels<X> table{
+      .sdpa = sdpa<V, X>, .additive = additive<V, X>, .merge = merge_parts<V, X>};
   table.backward = {.add = add_gradients<V, X>,
                     .store_query = store_query_gradients<V, X>,
                     .store_keys = store_key_gradients<V, X>,
                     .add_scores = add_scores<V, X>,
                     .store_scores = store_scores<V, X>};
-  if constexpr (sizeof(X) == sizeof(Compute<X>)) table.additive = additive<V>;
   return table;
 }
 

@@ -1,186 +1,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <memory>
 #include <optional>
 
+#include "python/mechanism.h"
 #include "python/register.h"
-#include "python/sdpa_call.h"
 
 namespace pyattn::python {
 namespace {
 
 constexpr std::string_view kName = "sdpa";
-
-void check_shapes(const py::array& query, const py::array& key, const py::array& value) {
-  check_rank(query, 4, "(B, H, T, D)", {kName, "query"});
-  check_rank(key, 4, "(B, G, S, D)", {kName, "key"});
-  check_rank(value, 4, "(B, G, S, E)", {kName, "value"});
-  const auto fail = [&](const std::string& rule) {
-    throw py::value_error(std::string(kName) + ": " + rule + "; got query " + shape_text(query) +
-                          ", key " + shape_text(key) + ", value " + shape_text(value));
-  };
-  if (query.shape(0) != key.shape(0) || query.shape(0) != value.shape(0)) {
-    fail("query, key and value must share B");
-  }
-  if (query.shape(3) != key.shape(3)) fail("query and key must share D");
-  if (key.shape(1) != value.shape(1)) fail("key and value must share G");
-  if (key.shape(2) != value.shape(2)) fail("key and value must share S");
-  const py::ssize_t heads = query.shape(1);
-  const py::ssize_t groups = key.shape(1);
-  if (groups == 0 ? heads != 0 : heads % groups != 0) fail("H must be a multiple of G");
-  check_depths(query.shape(3), value.shape(3), kName);
-}
-
-// The caller's array for the output, of the right dtype, shape and layout.
-template <class X>
-void view_out(const py::object& object, const std::vector<std::int64_t>& shape, View<X, 4>& view) {
-  const Argument argument{kName, "out"};
-  py::array array = as_array(object, argument);
-  if (!has_dtype<X>(array)) throw_dtype(argument, array, element_name(element_for<X>()));
-  bool fits = array.ndim() == 4;
-  for (py::ssize_t i = 0; fits && i < 4; ++i) {
-    fits = array.shape(i) == shape[static_cast<std::size_t>(i)];
-  }
-  if (!fits) {
-    throw py::value_error(argument.text() + " must have the shape of the output; got " +
-                          shape_text(array));
-  }
-  const auto input = input_view<X, 4>(array, argument);
-  if (input.stride[3] != 1) {
-    throw py::value_error(argument.text() + " must be contiguous along its last axis");
-  }
-  view.data = static_cast<X*>(array.mutable_data());
-  for (int i = 0; i < 4; ++i) {
-    view.shape[i] = input.shape[i];
-    view.stride[i] = input.stride[i];
-  }
-}
-
-// The outputs that `aux` names, in its order, behind the first.
-template <class X>
-class Outputs {
- public:
-  using T = Compute<X>;
-
-  Outputs(AttentionParams<X>& params, std::int64_t keys, std::int64_t top_k)
-      : params_(params),
-        rows_{params.batch, params.query.shape[1], params.query.shape[2]},
-        scores_{rows_[0], rows_[1], rows_[2], keys},
-        top_k_(top_k) {}
-
-  py::array add_out(const py::object& given, std::int64_t columns) {
-    const std::vector<std::int64_t> shape = {rows_[0], rows_[1], rows_[2], columns};
-    if (!given.is_none()) {
-      view_out<X>(given, shape, params_.out);
-      return py::reinterpret_borrow<py::array>(given);
-    }
-    auto array = new_array<X>(shape, kName);
-    params_.out = output_view<X, 4>(array);
-    return array;
-  }
-
-  py::array add(const std::string& name) {
-    if (name == "lse") return vector(params_.lse);
-    if (name == "max") return vector(params_.max);
-    if (name == "entropy") return vector(params_.entropy);
-    if (name == "weights") return matrix(params_.weights);
-    if (name == "scores" || name == "capped_scores" || name == "biased_scores") {
-      View<X, 4> view;
-      auto array = matrix(view);
-      extra_.push_back({name, view});
-      return array;
-    }
-    if (name == "top_weights" || name == "top_indices") return top(name == "top_weights");
-    throw py::value_error(std::string(kName) + ": unknown output " + name);
-  }
-
-  // The scores before the softmax are runs of their own, without an output; those before the
-  // masks, on all keys.
-  template <class Run>
-  void run_extra(std::int64_t keys, const Run& run) {
-    const AttentionParams<X> all = params_;
-    for (const auto& [name, view] : extra_) {
-      params_.out.data = params_.weights.data = nullptr;
-      params_.lse.data = params_.max.data = params_.entropy.data = params_.top_weights.data =
-          nullptr;
-      params_.scores = view;
-      if (name != "biased_scores") {
-        params_.mask = {};
-        params_.kv_lengths = nullptr;
-        params_.slopes = nullptr;
-        params_.left = params_.right = kUnbounded;
-        params_.keys = keys;
-      }
-      if (name == "scores") params_.softcap = T(0);
-      run();
-      params_ = all;
-    }
-  }
-
- private:
-  py::array vector(View<T, 3>& view) {
-    auto array = new_array<T>(rows_, kName);
-    view = output_view<T, 3>(array);
-    return array;
-  }
-  py::array matrix(View<X, 4>& view) {
-    auto array = new_array<X>(scores_, kName);
-    view = output_view<X, 4>(array);
-    return array;
-  }
-  // Both are made when the first is asked for.
-  py::array top(bool weights) {
-    if (!top_weights_) {
-      const std::vector<std::int64_t> shape = {rows_[0], rows_[1], rows_[2], top_k_};
-      top_weights_ = std::make_unique<py::array>(new_array<T>(shape, kName));
-      top_indices_ = std::make_unique<py::array>(new_array<std::int64_t>(shape, kName));
-      params_.top_weights = output_view<T, 4>(*top_weights_);
-      params_.top_indices = output_view<std::int64_t, 4>(*top_indices_);
-    }
-    return weights ? *top_weights_ : *top_indices_;
-  }
-
-  AttentionParams<X>& params_;
-  std::vector<std::int64_t> rows_;
-  std::vector<std::int64_t> scores_;
-  std::int64_t top_k_;
-  std::vector<std::pair<std::string, View<X, 4>>> extra_;
-  std::unique_ptr<py::array> top_weights_;
-  std::unique_ptr<py::array> top_indices_;
-};
-
-template <class X>
-py::object run(const py::array& query, const py::array& key, const py::array& value,
-               const py::object& mask, const SdpaOptions& options, const py::object& aux) {
-  const std::int64_t keys = key.shape(2);
-  AttentionParams<X> given{
-      .query = input_view<X, 4>(query, {kName, "query"}),
-      .key = input_view<X, 4>(key, {kName, "key"}),
-      .value = input_view<X, 4>(value, {kName, "value"}),
-      .batch = query.shape(0),
-      .keys = keys,
-  };
-  given.mask =
-      mask_view<X>(mask, {query.shape(0), query.shape(1), query.shape(2), keys}, kName, given.keys);
-  SdpaCall<X> call(given, options, kName);
-  call.set_lengths(keys);
-  call.set_rows(query.shape(2));
-  call.set_rotary();
-  AttentionParams<X>& params = call.params();
-  Outputs<X> outputs(params, keys, options.top_k);
-  py::array out = outputs.add_out(options.out, value.shape(3));
-  if (aux.is_none()) {
-    call.run();
-    return out;
-  }
-  py::list results;
-  results.append(std::move(out));
-  for (const py::handle name : aux) results.append(outputs.add(name.cast<std::string>()));
-  call.run();
-  outputs.run_extra(keys, [&] { call.run(); });
-  return py::tuple(results);
-}
 
 // Exact weights of chosen rows from their log-sum-exp: no value, no softmax.
 template <class X>
@@ -212,7 +41,7 @@ py::object run_weights(const py::array& query, const py::array& key, const py::o
     throw py::value_error(argument.text() + " must have a number for each row; got " +
                           shape_text(lse));
   }
-  Outputs<X> outputs(params, keys, 0);
+  Outputs<X> outputs(params, keys, 0, kName);
   auto weights = outputs.add("weights");
   call.run();
   return weights;
@@ -226,10 +55,12 @@ py::object sdpa(const py::object& query, const py::object& key, const py::object
   const py::array v = as_array(value, {kName, "value"});
   const Element element =
       common_element({{"query", &q}, {"key", &k}, {"value", &v}}, kFloats, kName);
-  check_shapes(q, k, v);
+  check_shapes(q, k, v, kName);
   const double factor = scale.value_or(1 / std::sqrt(static_cast<double>(q.shape(3))));
   const SdpaOptions parsed = sdpa_options(options, factor, right, kName);
-  return with_element(element, [&]<class X>() { return run<X>(q, k, v, mask, parsed, aux); });
+  return with_element(element, [&]<class X>() {
+    return run_mechanism<X>(q, k, v, nullptr, mask, parsed, aux, kName);
+  });
 }
 
 py::object sdpa_weights(const py::object& query, const py::object& key, const py::object& mask,
@@ -237,7 +68,7 @@ py::object sdpa_weights(const py::object& query, const py::object& key, const py
   const py::array q = as_array(query, {kName, "query"});
   const py::array k = as_array(key, {kName, "key"});
   const Element element = common_element({{"query", &q}, {"key", &k}}, kFloats, kName);
-  check_shapes(q, k, k);
+  check_shapes(q, k, k, kName);
   const SdpaOptions parsed = sdpa_options(options, scale, right, kName);
   return with_element(element, [&]<class X>() { return run_weights<X>(q, k, mask, parsed); });
 }

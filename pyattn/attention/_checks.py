@@ -11,20 +11,12 @@ from pyattn.dtypes import FULL_FLOATS
 from pyattn.interchange import is_foreign
 from pyattn.ops import (
     causal_mask,
-    exp,
     expand_dims,
     greater,
     length_mask,
-    log,
     logical_and,
-    softmax,
-    where,
 )
-from pyattn.ops import max as reduce_max
-from pyattn.ops import sum as reduce_sum
-from pyattn.tensor import Array, Dim, Node, Size, Spec, Tensor, Value
-
-AUX = ("weights", "lse")
+from pyattn.tensor import Array, Dim, Size, Spec, Tensor, Value
 
 
 def require_arrays(function: str, optional: Mapping[str, Any], **required: Any) -> bool:
@@ -206,7 +198,7 @@ def _overlap(one: Array, other: Array) -> bool:
         return True
 
 
-def normalize_aux(function: str, aux: Sequence[str], known: Sequence[str] = AUX) -> tuple[str, ...]:
+def normalize_aux(function: str, aux: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """Return ``aux`` as a tuple; ValueError for a name that is unknown or stands twice."""
     if not isinstance(aux, (str, tuple, list)):
         raise TypeError(f"{function}: aux must be a tuple of names; got {type(aux).__name__}")
@@ -216,12 +208,6 @@ def normalize_aux(function: str, aux: Sequence[str], known: Sequence[str] = AUX)
     if not set(names) <= set(known) or len(set(names)) < len(names):
         raise ValueError(f"{function}: aux may name each of {tuple(known)} once; got {names}")
     return names
-
-
-def select_aux(out: Any, weights: Any, lse: Any, aux: tuple[str, ...]) -> Any:
-    """Return the output alone, or in a tuple with what ``aux`` names, in its order."""
-    extra = {"weights": weights, "lse": lse}
-    return (out, *(extra[name] for name in aux)) if aux else out
 
 
 def allowed_keys(
@@ -247,43 +233,6 @@ def allowed_keys(
     return result
 
 
-def masked_softmax(
-    scores: Value, allowed: Value | None, aux: tuple[str, ...]
-) -> tuple[Value, Value | None]:
-    """Return the weights and, if asked for, the log-sum-exp over the last axis.
-
-    Rows without an allowed key have weights 0 and log-sum-exp -inf.
-    """
-    if allowed is not None:
-        scores = where(allowed, scores, -np.inf)
-    weights = softmax(scores)
-    if allowed is not None:
-        # Such a row of -inf only has a NaN for a softmax; a select keeps it out of the gradient.
-        weights = where(allowed, weights, 0.0)
-    lse = None
-    if "lse" in aux:
-        peak = reduce_max(scores, -1, keepdims=True)
-        some = greater(peak, -np.inf)
-        shift = where(some, peak, 0.0)
-        total = where(some, reduce_sum(exp(scores - shift), -1, keepdims=True), 1.0)
-        lse = where(some, log(total) + shift, -np.inf)[..., 0]
-    return weights, lse
-
-
 def masked_bias(scores: Value, mask: Value | None) -> Value:
     """Return the scores with a float mask added; a boolean mask is no bias."""
     return scores if mask is None or mask.dtype == np.bool_ else scores + mask
-
-
-def variant(node: Node) -> str:
-    """Return the part of an ONNX function's name that tells which variant its body computes."""
-    query, mask, kv_lengths, params = node.required(0), *node.inputs[-2:], node.params
-    parts = {
-        "Double": query.dtype == np.float64,
-        "BoolMask": mask is not None and mask.dtype == np.bool_,
-        "FloatMask": mask is not None and mask.dtype != np.bool_,
-        "Lengths": kv_lengths is not None,
-        "Causal": params["is_causal"],
-        **{name.title(): True for name in params["aux"]},
-    }
-    return "".join(part for part, present in parts.items() if present)

@@ -54,7 +54,7 @@ def expand(
     """The same mathematics, with the T x S matrix of scores."""
     if mask is not None and mask.dtype != np.bool_:
         mask = _cast(mask, compute_dtype(query.dtype))
-    distance = _distance(query, key, kv_lengths, query_starts, params)
+    distance = distances(query, key, kv_lengths, query_starts, params)
     allowed = checks.allowed_keys(key, key, mask, kv_lengths, is_causal=False)
     return attend(
         query, key, value, mask, allowed, distance, alibi_slopes, sinks, scale=scale, aux=aux,
@@ -81,19 +81,44 @@ def attend(
 
     ``mask`` and ``scale``, where that is a Tensor, are in the dtype of the arithmetic.
     """
-    if dropout_p > 0 or {"top_weights", "top_indices"} & set(aux):
-        raise TypeError(
-            "attention: dropout and top_k have no form in smaller operations, which an export and "
-            "some gradients need"
-        )
     dtype, wide = query.dtype, compute_dtype(query.dtype)
     query, key, value = (_cast(x, wide) for x in (query, key, value))
     groups: Any = query.shape[1]
     if key.shape[1] != groups:
         repeats = groups // key.shape[1]
         key, value = repeat(key, repeats, 1), repeat(value, repeats, 1)
-    found: dict[str, Any] = {}
-    found["scores"] = matmul(query * scale, transpose(key, (0, 1, 3, 2)))
+    scores = matmul(query * scale, transpose(key, (0, 1, 3, 2)))
+    return weigh(
+        scores, value, mask, allowed, distance, alibi_slopes, sinks, dtype=dtype, aux=aux,
+        dropout_p=dropout_p, **params,
+    )  # fmt: skip
+
+
+def weigh(
+    scores: Any,
+    value: Value,
+    mask: Value | None,
+    allowed: Value | None,
+    distance: Any,
+    alibi_slopes: Value | None,
+    sinks: Value | None,
+    *,
+    dtype: Any,
+    aux: tuple[str, ...],
+    dropout_p: float,
+    **params: Any,
+) -> Any:
+    """Return the output and what ``aux`` names, rounded to ``dtype``, from scores of any kind.
+
+    ``scores`` ``(B, H, T, S)`` and ``value`` ``(B, H, S, E)`` are in the dtype of the arithmetic.
+    """
+    if dropout_p > 0 or {"top_weights", "top_indices"} & set(aux):
+        raise TypeError(
+            "attention: dropout and top_k have no form in smaller operations, which an export and "
+            "some gradients need"
+        )
+    wide = value.dtype
+    found: dict[str, Any] = {"scores": scores}
     found["capped_scores"] = scores = _capped(found["scores"], params["softcap"])
     if alibi_slopes is not None:
         slopes = expand_dims(expand_dims(_constant(alibi_slopes), 1), 2)
@@ -102,7 +127,7 @@ def attend(
     allowed = _in_bounds(allowed, distance, params["left"], params["right"])
     scores = checks.masked_bias(scores, mask)
     found["biased_scores"] = scores if allowed is None else where(allowed, scores, -np.inf)
-    _weigh(found, allowed, sinks, aux)
+    _add_weights(found, allowed, sinks, aux)
     out = _cast(matmul(found["weights"], value), dtype)
     narrow = ("weights", "scores", "capped_scores", "biased_scores")
     extra = tuple(_cast(found[name], dtype) if name in narrow else found[name] for name in aux)
@@ -126,7 +151,7 @@ def _count(x: Value, axis: int) -> Any:
     return reduce_sum(arange_like(x, axis) * 0 + 1, 0)
 
 
-def _distance(
+def distances(
     query: Value,
     key: Value,
     kv_lengths: Value | None,
@@ -173,7 +198,7 @@ def _in_bounds(allowed: Value | None, distance: Any, left: int, right: int) -> V
     return allowed
 
 
-def _weigh(
+def _add_weights(
     found: dict[str, Any], allowed: Value | None, sinks: Value | None, aux: tuple[str, ...]
 ) -> None:
     """Add the weights, and what ``aux`` names of their statistics."""
@@ -287,8 +312,19 @@ def _full_axes(graph: Any, mask: str, query: str, key: str) -> str:
 
 def function_name(node: Node) -> str:
     """Name the ONNX function of a node: it must tell everything that the body depends on."""
+    return "ScaledDotProductAttention" + variant_name(node, *node.inputs[3:])
+
+
+def variant_name(
+    node: Node,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    starts: Tensor | None,
+    slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+) -> str:
+    """Return the part of the name that follows the mechanism's."""
     query, key = node.required(0), node.required(1)
-    mask, lengths, starts, slopes, sinks = node.inputs[3:]
     params = node.params
     left, right = params["left"], params["right"]
     dtype = {"float64": "Double", "float16": "Half", "bfloat16": "BFloat16"}
@@ -307,7 +343,6 @@ def function_name(node: Node) -> str:
         "Sinks": sinks is not None,
         **{name.title().replace("_", ""): True for name in params["aux"]},
         f"Heads{query.shape[1]}Of{key.shape[1]}": query.shape[1] != key.shape[1],
-        "NegativeScale": params["scale"] <= 0,
+        "NegativeScale": params.get("scale", 1) <= 0,
     }
-    chosen = "".join(part for part, present in parts.items() if present)
-    return "ScaledDotProductAttention" + chosen
+    return "".join(part for part, present in parts.items() if present)

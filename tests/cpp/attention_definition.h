@@ -34,8 +34,9 @@ class Definition {
     const double* k = key_.row(b, p.group(h), j);
     double sum = 0;
     for (std::int64_t d = 0; d < p.shape.depth; ++d) {
-      sum += p.mechanism == Mechanism::sdpa ? number(p.scale) * q[d] * k[d]
-                                            : number(p.v.data()[d]) * std::tanh(q[d] + k[d]);
+      sum += p.mechanism == Mechanism::sdpa
+                 ? number(p.scale) * q[d] * k[d]
+                 : number(p.v.data()[h * p.shape.depth + d]) * std::tanh(q[d] + k[d]);
     }
     if (p.variant.softcap != 0) sum = p.variant.softcap * std::tanh(sum / p.variant.softcap);
     if (p.variant.slopes) {

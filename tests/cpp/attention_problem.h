@@ -152,7 +152,7 @@ struct Problem {
     query = normal(s.batch, s.heads, s.rows, s.depth, variant.size, random);
     key = normal(s.batch, s.groups, s.keys, s.depth, variant.size, random);
     value = normal(s.batch, s.groups, s.keys, s.columns, 1, random);
-    v = normal(s.depth, 0.3, random);
+    v = normal(s.heads * s.depth, 0.3, random);
     slopes = normal(s.heads, 0.05, random);
     sinks = normal(s.heads, 2, random);
     add_masks(random);

@@ -21,11 +21,11 @@ std::int64_t pick(std::mt19937& random, const std::int64_t (&sizes)[N], std::siz
 
 Shape random_shape(Mechanism mechanism, bool several_parts, std::mt19937& random) {
   const std::int64_t groups = 1 + below(random, 2);
-  const bool single = mechanism == Mechanism::additive;
+  const bool own_keys = mechanism == Mechanism::additive;
   const std::size_t sizes = several_parts ? 12 : std::size(kSizes);
   Shape shape{.batch = 1 + below(random, 2),
-              .heads = single ? 1 : groups * (1 + below(random, 3)),
-              .groups = single ? 1 : groups,
+              .heads = own_keys ? groups : groups * (1 + below(random, 3)),
+              .groups = groups,
               .rows = pick(random, kSizes, sizes),
               .keys = pick(random, kSizes),
               .depth = pick(random, kSizes, sizes),
@@ -43,12 +43,12 @@ Variant random_variant(Mechanism mechanism, std::int64_t keys, std::mt19937& ran
                   .starts = below(random, 2) == 0,
                   .lengths = below(random, 3) == 0,
                   .short_by = below(random, 4) == 0 ? below(random, keys + 1) : 0};
+  variant.dropout = below(random, 3) == 0 ? 0.3 : 0;
   if (mechanism == Mechanism::additive) return variant;
   const double caps[] = {0, 0, 1.5, 20};
   variant.softcap = caps[random() % 4];
   variant.slopes = below(random, 3) == 0;
   variant.sinks = below(random, 2) == 0;
-  variant.dropout = below(random, 3) == 0 ? 0.3 : 0;
   return variant;
 }
 
@@ -72,6 +72,8 @@ TEST(sdpa_half) { compare_random<Half>(Mechanism::sdpa, 2e-5, 25); }
 TEST(sdpa_bfloat16) { compare_random<BFloat16>(Mechanism::sdpa, 2e-5, 25); }
 TEST(additive_float) { compare_random<float>(Mechanism::additive, 1e-5, 40); }
 TEST(additive_double) { compare_random<double>(Mechanism::additive, 1e-13, 20); }
+TEST(additive_half) { compare_random<Half>(Mechanism::additive, 1e-5, 20); }
+TEST(additive_bfloat16) { compare_random<BFloat16>(Mechanism::additive, 1e-5, 20); }
 // Beyond the range of the factored tanh, and on both sides of it in one tile.
 TEST(additive_wide) { compare_random<float>(Mechanism::additive, 1e-5, 30, 8); }
 TEST(additive_huge) { compare_random<float>(Mechanism::additive, 1e-5, 30, 1e4); }

@@ -218,10 +218,10 @@ View<const X, 4> inside_out(const Array<X>& array, std::vector<X>& copy) {
 template <class X>
 void any_strides(Mechanism mechanism, std::int64_t rows, MaskUse mask) {
   std::mt19937 random(9);
-  const bool single = mechanism == Mechanism::additive;
+  const bool own_keys = mechanism == Mechanism::additive;
   const Shape shape{.batch = 2,
-                    .heads = single ? 1 : 4,
-                    .groups = single ? 1 : 2,
+                    .heads = 4,
+                    .groups = own_keys ? 4 : 2,
                     .rows = rows,
                     .keys = 67,
                     .depth = 19,

@@ -68,10 +68,9 @@ template <class X>
 void check_poisons(Mechanism mechanism, const Variant& variant, std::int64_t rows,
                    std::int64_t keys, std::int64_t key, const Wanted& wanted = kAll) {
   std::mt19937 random(static_cast<unsigned>(rows));
-  const bool single = mechanism == Mechanism::additive;
   const Shape shape{.batch = 3,
-                    .heads = single ? 1 : 4,
-                    .groups = single ? 1 : 2,
+                    .heads = mechanism == Mechanism::additive ? 2 : 4,  // each with its own keys
+                    .groups = 2,
                     .rows = rows,
                     .keys = keys,
                     .depth = 19,
@@ -147,7 +146,7 @@ TEST(queries_do_not_touch_each_other) {
         .heads = 2, .groups = 1, .rows = rows, .keys = 90, .depth = 19, .columns = 21};
     for (const Mechanism mechanism : {Mechanism::sdpa, Mechanism::additive}) {
       Shape own = shape;
-      if (mechanism == Mechanism::additive) own.heads = 1;
+      if (mechanism == Mechanism::additive) own.groups = own.heads;
       const Problem<float> problem(mechanism, own, {.mask = MaskUse::boolean}, random);
       Problem<float> poisoned = problem;
       poisoned.query.at(0, 0, 1, 18) = static_cast<float>(kNan);

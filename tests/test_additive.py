@@ -1,0 +1,128 @@
+"""Every variant of additive attention at random, and what heads and half types are equal to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pyattn as pa
+from tests.draws import (
+    EDGES,
+    FLOATS,
+    draw_dropout,
+    draw_layout,
+    draw_mask,
+    draw_positions,
+    poison,
+)
+from tests.naive_sdpa import naive_outputs
+from tests.outputs import TOP_K, check_all
+from tests.reference_sdpa import sdpa_outputs
+
+ISAS = pa.runtime.available_isas()
+AUX = (
+    *("weights", "lse", "max", "entropy"),
+    *("top_weights", "top_indices", "scores", "biased_scores"),
+)
+
+
+def heads_of(array: Any, heads: int) -> Any:
+    """(B, L, n) as (B, H, L, n / H)."""
+    return array.reshape(*array.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def merged(array: Any) -> Any:
+    return array.swapaxes(1, 2).reshape(array.shape[0], array.shape[2], -1)
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data(), isa=st.sampled_from(ISAS), seed=st.integers(0, 2**32 - 1))
+def test_variants_on_anything(data: Any, isa: str, seed: int) -> None:
+    draw, rng = data.draw, np.random.default_rng(seed)
+    size = st.sampled_from(EDGES[:13])
+    batch, heads = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    rows, keys, units, width = (draw(size) for _ in range(4))
+    dtype = draw(st.sampled_from(FLOATS))
+    spread = draw(st.sampled_from([0.1, 1.0, 12.0, 1e3]))
+
+    def normal(length: int, each: int) -> Any:
+        return rng.standard_normal((batch, length, heads * each)).astype(dtype)
+
+    q, k, value = spread * normal(rows, units), spread * normal(keys, units), normal(keys, width)
+    q, k = q.astype(dtype), k.astype(dtype)
+    v = rng.uniform(-1, 1, heads * units).astype(dtype)
+    mask = draw_mask(draw, rng, (batch, heads, rows, keys), dtype, short=True)
+    options = draw_positions(draw, rng, batch, rows, keys) | draw_dropout(draw)
+    given_heads = [heads_of(x, heads) for x in (q, k, value)]
+    oracle = options | {"mask": mask, "v": v.reshape(heads, -1)}
+    exact = sdpa_outputs(*given_heads, top_k=TOP_K, **oracle)
+    plain = naive_outputs(*given_heads, top_k=TOP_K, **oracle)
+    aux = draw(st.lists(st.sampled_from(AUX), unique=True))
+    never = ~(exact["biased_scores"] > -np.inf).any(2)
+    k, value = (merged(poison(heads_of(x, heads), never)) for x in (k, value))
+    q, k, value = (draw_layout(draw, x) for x in (q, k, value))
+    v = np.repeat(v, 2)[::2]
+    pa.runtime.set_isa(isa)
+    found = pa.additive_attention(
+        q, k, value, v, attn_mask=mask, num_heads=heads, aux=aux, top_k=TOP_K, **options
+    )
+    named = dict(zip(("out", *aux), found if aux else (found,), strict=True))
+    named["out"] = heads_of(named["out"], heads)
+    check_all(named, exact, plain, options)
+
+
+def test_one_head_has_no_axis(rng: Any) -> None:
+    q, k, x = (rng.standard_normal((2, n, 8)).astype(np.float32) for n in (3, 7, 7))
+    v, mask = rng.standard_normal(8).astype(np.float32), rng.random((2, 3, 7)) < 0.7
+    alone = pa.additive_attention(q, k, x, v, attn_mask=mask, aux=AUX, top_k=2)
+    one = pa.additive_attention(q, k, x, v, attn_mask=mask[:, None], num_heads=1, aux=AUX, top_k=2)
+    np.testing.assert_array_equal(alone[0], one[0])
+    for a, b in zip(alone[1:], one[1:], strict=True):
+        assert b.ndim == a.ndim + 1
+        np.testing.assert_array_equal(a, b[:, 0])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_half_types_are_float32_rounded_once(use_isa: Any, rng: Any, isa: str) -> None:
+    use_isa(isa)
+    for dtype in FLOATS[2:]:
+        for rows in (1, 20):
+            q, k, x = (rng.standard_normal((2, n, 37)).astype(dtype) for n in (rows, 70, 70))
+            v = rng.standard_normal(37).astype(dtype)
+            narrow = pa.additive_attention(q, k, x, v, aux=("lse",))
+            wide = pa.additive_attention(
+                *(a.astype(np.float32) for a in (q, k, x, v)), aux=("lse",)
+            )
+            np.testing.assert_array_equal(narrow[0], wide[0].astype(dtype))
+            np.testing.assert_array_equal(narrow[1], wide[1])
+
+
+QUERY, KEY, VALUE = (np.ones((2, n, e), np.float32) for n, e in ((5, 8), (7, 8), (7, 6)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_heads": 4}, ValueError, r"divide A and E; got 4 for query \(2, 5, 8\), value \(2"),
+        ({"num_heads": 0}, ValueError, "num_heads must divide A and E; got 0"),
+        ({"num_heads": 2.0}, TypeError, "num_heads must be an integer; got 2.0"),
+        ({"num_heads": True}, TypeError, "num_heads must be an integer; got True"),
+        ({"num_heads": 2, "attn_mask": np.ones((5, 5, 7), bool)}, ValueError, r"\(2, 2, 5, 7\)"),
+        ({"attn_mask": np.ones((1, 2, 5, 7), bool)}, ValueError, r"broadcast to \(2, 5, 7\)"),
+        ({"window": -2}, ValueError, "window must lie in"),
+        ({"query_start": 1.5}, TypeError, "query_start must be"),
+        ({"query_start": np.zeros(3, np.int64)}, ValueError, r"query_start.*\(2,\)"),
+        ({"dropout_p": 0.5}, ValueError, "dropout_p needs rng"),
+        ({"aux": ("top_weights",)}, ValueError, "top_weights and top_indices need top_k"),
+        ({"aux": ("column_mass",)}, ValueError, "aux may name each of"),
+        ({"is_causal": "middle"}, ValueError, "is_causal must be a bool"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        pa.additive_attention(QUERY, KEY, VALUE, np.ones(8, np.float32), **options)
+    assert str(caught.value).startswith("additive_attention: ")
