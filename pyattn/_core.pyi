@@ -167,6 +167,22 @@ def additive(
     arithmetic. The rest is as for `sdpa`. Memory is O(T + S): no (T, S, A) tensor is made.
     """
 
+def additive_backward(
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    v: _Array,
+    mask: _Array | None,
+    right: int,
+    options: Mapping[str, Any] | None,
+    out: _Array,
+    lse: _Array,
+    grad_out: _Array,
+    grad_lse: _Array | None,
+    want: Collection[str],
+) -> Any:
+    """Return the gradients of query, key, value, mask and v; None for those not in `want`."""
+
 def erf(x: NDArray[_Float]) -> NDArray[_Float]:
     """Return the error function of every element."""
 

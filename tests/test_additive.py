@@ -126,3 +126,90 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
     with pytest.raises(error, match=message) as caught:
         pa.additive_attention(QUERY, KEY, VALUE, np.ones(8, np.float32), **options)
     assert str(caught.value).startswith("additive_attention: ")
+
+
+def gradients(arrays: Any, weight: Any, lse_weight: Any, **options: Any) -> Any:
+    """Of the weighted sum of output and log-sum-exp, with respect to query, key, value and v."""
+
+    def loss(q: Any, k: Any, x: Any, v: Any) -> Any:
+        out, lse = pa.additive_attention(q, k, x, v, aux=("lse",), **options)
+        return pa.ops.sum(out * weight) + pa.ops.sum(lse * lse_weight)
+
+    return pa.grad(loss, argnums=(0, 1, 2, 3))(*arrays)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), isa=st.sampled_from(ISAS), seed=st.integers(0, 2**32 - 1))
+def test_gradients_on_anything(data: Any, isa: str, seed: int) -> None:
+    """In float32 against float64, whose gradients the cases compare with differences."""
+    draw, rng = data.draw, np.random.default_rng(seed)
+    size = st.sampled_from(EDGES[:13])
+    batch, heads = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    rows, keys, units, width = (draw(size) for _ in range(4))
+    spread = draw(st.sampled_from([0.1, 1.0, 12.0, 1e3]))
+    shapes = ((rows, spread, units), (keys, spread, units), (keys, 1.0, width))
+    wide = [s * rng.standard_normal((batch, n, heads * e)) for n, s, e in shapes]
+    wide = [x.astype(np.float32).astype(np.float64) for x in wide]
+    wide.append(rng.uniform(-1, 1, heads * units).astype(np.float32).astype(np.float64))
+    mask = draw_mask(draw, rng, (batch, heads, rows, keys), np.bool_, short=True)
+    if mask is not None and mask.dtype != np.bool_:
+        mask = mask > 0
+    options = draw_positions(draw, rng, batch, rows, keys) | {"attn_mask": mask, "num_heads": heads}
+    plain = {name: options[name] for name in ("is_causal", "window", "query_start", "kv_lengths")}
+    oracle = plain | {"mask": mask, "v": wide[3].reshape(heads, -1)}
+    seen = (
+        sdpa_outputs(*(heads_of(x, heads) for x in wide[:3]), **oracle)["biased_scores"] > -np.inf
+    )
+    weight = rng.standard_normal((batch, rows, heads * width))
+    lse_weight = rng.standard_normal((batch, heads, rows)) * seen.any(3)
+    pa.runtime.set_isa(isa)
+    with np.errstate(invalid="ignore"):  # the log-sum-exp of a row without a key, times 0
+        exact = gradients(wide, weight, lse_weight, **options)
+    never = ~seen.any(2)
+    narrow = [x.astype(np.float32) for x in wide]
+    for i in (1, 2):
+        narrow[i] = merged(poison(heads_of(narrow[i], heads), never))
+    narrow[0] = merged(poison(heads_of(narrow[0], heads), ~seen.any(3)))
+    with np.errstate(invalid="ignore"):
+        found = gradients(
+            narrow, weight.astype(np.float32), lse_weight.astype(np.float32), **options
+        )
+    for f, e in zip(found, exact, strict=True):
+        assert np.isfinite(e).all()
+        np.testing.assert_allclose(f, e, rtol=0, atol=2e-5 * max(1.0, np.abs(e).max()))
+
+
+def test_gradients_do_not_depend_on_the_threads(rng: Any) -> None:
+    arrays = [rng.standard_normal((2, n, 24)).astype(np.float32) for n in (300, 700, 700)]
+    arrays.append(rng.standard_normal(24).astype(np.float32))
+    weight = rng.standard_normal((2, 300, 24)).astype(np.float32)
+    lse_weight = rng.standard_normal((2, 300)).astype(np.float32)
+    before = pa.runtime.threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            pa.runtime.set_threads(count)
+            results.append(gradients(arrays, weight, lse_weight))
+    finally:
+        pa.runtime.set_threads(before)
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_what_one_query_sees_stays_there(rng: Any) -> None:
+    """A NaN in a row reaches the gradients of the rows that see it, and of v, and no others."""
+    q, k, x = (rng.standard_normal((1, n, 20)).astype(np.float32) for n in (3, 6, 6))
+    v, weight = rng.standard_normal(20).astype(np.float32), np.ones((1, 3, 20), np.float32)
+    mask = np.array([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]], bool)
+    q[0, 1, 3] = np.nan
+    k[0, 4, 7] = np.inf
+    k[0, 5, 7] = -np.inf
+    found = gradients((q, k, x, v), weight, np.ones((1, 3), np.float32), attn_mask=mask)
+    assert np.isnan(found[0][0, 1]).any()
+    assert np.isfinite(found[0][0, 0]).all()
+    assert np.isfinite(found[0][0, 2]).all()
+    for grad in found[1:3]:
+        assert np.isfinite(grad[0, [0, 1, 4, 5]]).all()
+        assert np.isnan(grad[0, 2:4]).any()
+    assert np.isnan(found[3]).any()

@@ -93,7 +93,8 @@ class Backward {
         depth_(p_.query.shape[3]),
         columns_(p_.value.shape[3]),
         key_stride_(params.grad_key.data == nullptr ? 0 : round_up(depth_, kSumAlign)),
-        value_stride_(params.grad_value.data == nullptr ? 0 : round_up(columns_, kSumAlign)) {
+        value_stride_(params.grad_value.data == nullptr ? 0 : round_up(columns_, kSumAlign)),
+        v_stride_(params.grad_v == nullptr ? 0 : round_up(depth_ + 1, kSumAlign)) {
     const std::int64_t row_bytes = 2 * (depth_ + columns_) * static_cast<std::int64_t>(sizeof(T));
     chunk_ = std::max<std::int64_t>(kChunkBytes / std::max<std::int64_t>(row_bytes, 1), 1);
     chunk_ = std::min(round_up(chunk_, kTileKeys), kPartKeys);
@@ -101,6 +102,7 @@ class Backward {
 
   void run() {
     plan();
+    v_sums_.assign(segments_.size() * static_cast<std::size_t>(v_stride_), T(0));
     for (std::size_t first = 0; first < segments_.size();) {
       std::size_t end = first;
       std::int64_t bytes = 0;
@@ -111,6 +113,7 @@ class Backward {
       run_wave(first, end, bytes);
       first = end;
     }
+    if (params_.grad_v != nullptr) store_v();
   }
 
  private:
@@ -141,8 +144,9 @@ class Backward {
       const AttentionBlock block = blocks.block(p_, batch, 0, i, 0);
       before.push_back(before.back() + kTileKeys + block.key_end - block.key_begin);
     }
+    const std::int64_t term = p_.v == nullptr ? 3 : 12;  // a tanh and its gradients
     work_ += static_cast<double>(before.back() * blocks.rows * p_.query.shape[1]) *
-             static_cast<double>(3 * depth_ + 2 * columns_ + 32);
+             static_cast<double>(term * depth_ + 2 * columns_ + 32);
     std::int64_t count = 1;
     while (count < kMostSegments && count * p_.key.shape[1] < kUnits &&
            2 * count * kLeastBlocks <= blocks.count) {
@@ -223,14 +227,15 @@ class Backward {
     }
     auto body = [&](std::int64_t task, int worker) {
       const auto at = static_cast<std::size_t>(task);
-      run_segment(segments_[first + at], parts[at], memory + per_worker * worker, scratch);
+      run_segment(first + at, parts[at], memory + per_worker * worker, scratch);
     };
     parallel_for(loop, workers, body);
     if (shared > 0) add_parts(first, end, parts, static_cast<double>(shared / size));
   }
 
-  void run_segment(const Segment& segment, const KeySums<T>& part, std::byte* memory,
-                   std::int64_t scratch_bytes) const {
+  void run_segment(std::size_t index, const KeySums<T>& part, std::byte* memory,
+                   std::int64_t scratch_bytes) {
+    const Segment& segment = segments_[index];
     const RowBlocks<X> blocks(p_, segment.batch);
     auto* scratch = reinterpret_cast<T*>(memory);
     std::byte* queries = memory + scratch_bytes;
@@ -248,7 +253,8 @@ class Backward {
     if (segment.alone) store_zeros(segment);
     for (std::int64_t key = segment.key_begin; key < segment.key_end; key += chunk_) {
       const std::int64_t end = std::min(key + chunk_, segment.key_end);
-      const KeySums<T> sums = segment.alone ? sums_at(own, key, end) : part;
+      KeySums<T> sums = segment.alone ? sums_at(own, key, end) : part;
+      if (v_stride_ != 0) sums.v = v_sums_.data() + index * static_cast<std::size_t>(v_stride_);
       clear(sums, key, end);
       for (std::int64_t i = 0; i < count; ++i) {
         AttentionBlock block = block_at(i);
@@ -274,6 +280,19 @@ class Backward {
     };
     zero(sums.key, key_stride_);
     zero(sums.value, value_stride_);
+  }
+
+  // The sums of the segments of each head, in order; see KeySums.
+  void store_v() const {
+    std::vector<double> sums(static_cast<std::size_t>(p_.query.shape[1] * depth_));
+    for (std::size_t i = 0; i < segments_.size(); ++i) {
+      const T* part = v_sums_.data() + i * static_cast<std::size_t>(v_stride_);
+      double* sum = sums.data() + segments_[i].group * depth_;
+      for (std::int64_t a = 0; a < depth_; ++a) {
+        sum[a] += static_cast<double>(part[depth_]) - 2 * static_cast<double>(part[a]);
+      }
+    }
+    for (std::size_t i = 0; i < sums.size(); ++i) params_.grad_v[i] = static_cast<T>(sums[i]);
   }
 
   // Keys that no query sees.
@@ -317,6 +336,8 @@ class Backward {
   std::int64_t columns_;
   std::int64_t key_stride_;
   std::int64_t value_stride_;
+  std::int64_t v_stride_;
+  std::vector<T> v_sums_;  // of every segment
   std::int64_t chunk_ = 0;
   std::int64_t query_bytes_ = 0;
   std::int64_t most_sums_ = 0;  // blocks of a segment
@@ -329,7 +350,7 @@ class Backward {
 template <class X>
 void run_backward(const BackwardParams<X>& params, const BackwardKernels<X>& kernels) {
   const bool wanted = params.grad_query.data != nullptr || params.grad_key.data != nullptr ||
-                      params.grad_value.data != nullptr;
+                      params.grad_value.data != nullptr || params.grad_v != nullptr;
   if (wanted && params.forward.key.shape[1] > 0) {
     Backward<X>(params, kernels).run();
   }

@@ -13,11 +13,13 @@ namespace pyattn {
 // Scratch of one task in elements of Compute<X>, the same for every instruction set; carved up by
 // GradientWorkspace in backward_tile.inl.
 constexpr std::int64_t backward_scratch_elements(std::int64_t depth, std::int64_t columns) {
+  depth += depth % 2;
   const std::int64_t wide_depth = (depth + kBlockRows - 1) / kBlockRows * kBlockRows;
   const std::int64_t wide_columns = (columns + kBlockRows - 1) / kBlockRows * kBlockRows;
   return kBlockRows * (depth + wide_depth + columns + wide_columns)  // queries, their gradients
          + 4 * kBlockRows * kTileKeys                                // weights, ds, softcap, mask
          + kTileKeys * (2 * depth + columns)                         // copies of keys and values
+         + (2 * kBlockRows + kTileKeys + 1) * depth                  // additive: exponentials, v
          + depth + columns + 5 * kBlockRows                          // a row of each, statistics
          + 512;                                                      // rounding to cache lines
 }

@@ -21,6 +21,7 @@ struct BackwardParams {
   View<X, 4> grad_query;   // (B, H, T, D)
   View<X, 4> grad_key;     // (B, G, S, D)
   View<X, 4> grad_value;   // (B, G, S, E)
+  T* grad_v = nullptr;     // additive only: (H, A)
   View<X, 4> grad_mask;    // as the mask: an axis along which it was broadcast has length 1
   View<T, 3> column_mass;  // (B, H, S): the sum over the queries of p
 };
@@ -32,6 +33,9 @@ struct KeySums {
   T* value = nullptr;
   std::int64_t first = 0;
   std::int64_t end = 0;
+  // Additive only: the sum of ds (1 - tanh) / 2 of each term, behind them that of ds; null where
+  // it is not wanted.
+  T* v = nullptr;
 };
 
 // Rows of KeySums are padded to whole registers of every instruction set.

@@ -8,7 +8,7 @@
 
 namespace pyattn {
 
-// The backward pass of sdpa, in the pieces that core/backward.cpp puts together.
+// The backward pass of a mechanism, in the pieces that core/backward.cpp puts together.
 template <class X>
 struct BackwardKernels {
   using T = Compute<X>;
@@ -40,6 +40,7 @@ struct AttentionKernels {
   Run additive;
   Merge merge;
   BackwardKernels<X> backward;
+  BackwardKernels<X> additive_backward;
 };
 
 template <class T>

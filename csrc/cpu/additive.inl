@@ -133,13 +133,14 @@ typename V::Scalar direct_score(const typename V::Scalar* query, const typename 
   return sum_lanes(sum);
 }
 
-template <class V, class X>
+// Memory has the members of Workspace that are named here.
+template <class V, class X, class Memory = Workspace<Compute<X>>>
 class AdditiveScore {
  public:
   using T = typename V::Scalar;
   static constexpr T kLimit = V::kLibm ? T(170) : T(21);
 
-  AdditiveScore(const Queries<X>& queries, const Workspace<T>& w)
+  AdditiveScore(const Queries<X>& queries, const Memory& w)
       : w_(w),
         length_(queries.p.query.shape[3]),
         step_(queries.p.key.stride[3]),
@@ -177,6 +178,17 @@ class AdditiveScore {
   }
 
   static constexpr bool kLeavesNoGaps = false;
+
+  // Key k of the tile, and whether it is within the range of the factored form.
+  const T* key(int k) const { return key_[k]; }
+  bool factored(int k) const { return factored_[k]; }
+
+  void exponentiate(const T* row, T* exponentials) const {
+    for (std::int64_t a = 0; a < length_; a += V::kLanes) {
+      const std::int64_t left = length_ - a;
+      store_left(exp_bounded(load_left<V>(row + a, left)), exponentials + a, left);
+    }
+  }
 
   template <int NV>
   void strip(const Tile<X>&, const Strip<V>& strip, int, Ahead<X>& ahead, T* sums) const {
@@ -238,13 +250,6 @@ class AdditiveScore {
   // e^2x; what is above the limit will not be used. This order keeps a NaN.
   static V exp_bounded(V x) { return exp_accurate(V::min(V::broadcast(T(2) * kLimit), x + x)); }
 
-  void exponentiate(const T* row, T* exponentials) const {
-    for (std::int64_t a = 0; a < length_; a += V::kLanes) {
-      const std::int64_t left = length_ - a;
-      store_left(exp_bounded(load_left<V>(row + a, left)), exponentials + a, left);
-    }
-  }
-
   T largest(const T* row) const {
     V top = V::broadcast(T(0));
     for (std::int64_t a = 0; a < length_; a += V::kLanes) {
@@ -257,7 +262,7 @@ class AdditiveScore {
     query_largest_ = largest_query > query_largest_ ? largest_query : query_largest_;
   }
 
-  const Workspace<T>& w_;
+  const Memory& w_;
   std::int64_t length_;
   std::int64_t step_;   // along a row of K
   std::int64_t depth_;  // A rounded up to even

@@ -15,7 +15,11 @@ namespace {
 
 template <class T>
 struct GradientWorkspace {
-  T* query;       // [panel][d][lane], scaled
+  T* query;      // [panel][d][lane], scaled; additive: as in Workspace
+  T* query_exp;  // additive only, as are the next three
+  T* rows_exp;   // [row][d]
+  T* keys_exp;
+  T* v;
   T* grad_out;    // [panel][e][lane]
   T* query_rows;  // [panel of columns][row][column], scaled
   T* grad_rows;
@@ -42,13 +46,18 @@ struct GradientWorkspace {
     const auto wide = [](std::int64_t count) {
       return (count + kBlockRows - 1) / kBlockRows * kBlockRows;
     };
-    query = take(kBlockRows * depth);
+    const std::int64_t even = depth + depth % 2;
+    query = take(kBlockRows * even);
+    query_exp = take(kBlockRows * even);
+    rows_exp = take(kBlockRows * even);
+    keys_exp = take(kTileKeys * even);
+    v = take(even);
     grad_out = take(kBlockRows * columns);
-    query_rows = take(kBlockRows * wide(depth));
+    query_rows = take(kBlockRows * wide(even));
     grad_rows = take(kBlockRows * wide(columns));
     T** const tiles[] = {&weights, &grads, &slack, &bias};
     for (T** piece : tiles) *piece = take(kBlockRows * kTileKeys);
-    keys = take(kTileKeys * depth);
+    keys = take(kTileKeys * even);
     values = take(kTileKeys * columns);
     finite_keys = take(kTileKeys * depth);
     row = take(depth + columns);
@@ -273,6 +282,27 @@ void apply_slack(const Tile<X>& tile, const Strip<V>& strip, const Compute<X>* s
       const V ds = V::load(grads + at) * V::load(slack + at);
       const auto allowed = V::from_bits(tile.bits[k] >> (strip.lane + v * V::kLanes));
       V::select(allowed, ds, zero).store(grads + at);
+    }
+  }
+}
+
+// Rows of the queries' side that are not finite, for the keys that they may see: sums += weight
+// row.
+template <class V, class X>
+void add_odd_queries(const Queries<X>& queries, const Tile<X>& tile, std::uint64_t odd,
+                     const View<const X, 4>& view, Compute<X> scale, const Compute<X>* weights,
+                     Compute<X>* row, Compute<X>* sums) {
+  const std::int64_t columns = view.shape[3];
+  for (int lane = 0; lane < queries.count; ++lane) {
+    if ((odd >> lane & 1) == 0) continue;
+    copy_row<V>(queries, view, lane, scale, row);
+    for (int k = 0; k < tile.count; ++k) {
+      if ((tile.bits[k] >> lane & 1) == 0) continue;
+      const V weight = V::broadcast(weights[panel_offset<V>(lane, kTileKeys) + k * kPanel<V>]);
+      Compute<X>* to = sums + tile.index[k] * sum_stride(columns);
+      for (std::int64_t c = 0; c < columns; c += V::kLanes) {
+        V::fma(weight, load_left<V>(row + c, columns - c), V::load(to + c)).store(to + c);
+      }
     }
   }
 }

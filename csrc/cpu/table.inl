@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/kernels.h"
-#include "cpu/additive.inl"
+#include "cpu/additive_backward.inl"
 #include "cpu/elementwise.inl"
 #include "cpu/normalisation.inl"
 #include "cpu/rotary.inl"
@@ -31,11 +31,16 @@ template <class V, class X>
 constexpr AttentionKernels<X> attention_for() {
   AttentionKernels<X> table{
       .sdpa = sdpa<V, X>, .additive = additive<V, X>, .merge = merge_parts<V, X>};
-  table.backward = {.add = add_gradients<V, X>,
+  table.backward = {.add = add_gradients<V, X, DotGradient>,
                     .store_query = store_query_gradients<V, X>,
                     .store_keys = store_key_gradients<V, X>,
-                    .add_scores = add_scores<V, X>,
+                    .add_scores = add_scores<V, X, DotGradient>,
                     .store_scores = store_scores<V, X>};
+  table.additive_backward = {.add = add_gradients<V, X, AdditiveGradient>,
+                             .store_query = store_additive_query_gradients<V, X>,
+                             .store_keys = store_key_gradients<V, X>,
+                             .add_scores = add_scores<V, X, AdditiveGradient>,
+                             .store_scores = store_scores<V, X>};
   return table;
 }
 

@@ -8,21 +8,6 @@ namespace {
 
 constexpr std::string_view kName = "additive";
 
-// (H, A): a copy without gaps.
-template <class T>
-std::vector<T> dense_rows(const py::object& object, std::int64_t heads, std::int64_t length) {
-  const Argument argument{kName, "v"};
-  const auto view = checked_view<T, 2>(as_array(object, argument), {heads, length}, argument);
-  std::vector<T> copy;
-  copy.reserve(static_cast<std::size_t>(heads * length));
-  for (std::int64_t h = 0; h < heads; ++h) {
-    for (std::int64_t a = 0; a < length; ++a) {
-      copy.push_back(view.data[h * view.stride[0] + a * view.stride[1]]);
-    }
-  }
-  return copy;
-}
-
 py::object additive(const py::object& query, const py::object& key, const py::object& value,
                     const py::object& v, const py::object& mask, std::int64_t right,
                     const py::object& aux, const py::object& options) {
@@ -38,7 +23,7 @@ py::object additive(const py::object& query, const py::object& key, const py::ob
   }
   const SdpaOptions parsed = sdpa_options(options, 1, right, kName);
   return with_element(element, [&]<class X>() {
-    const auto direction = dense_rows<Compute<X>>(v, q.shape(1), q.shape(3));
+    const auto direction = dense_rows<Compute<X>>(v, q.shape(1), q.shape(3), kName);
     // An empty vector has no address, by which the mechanism is told.
     const Compute<X> none = 0;
     return run_mechanism<X>(q, k, x, direction.empty() ? &none : direction.data(), mask, parsed,

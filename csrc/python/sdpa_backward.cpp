@@ -13,10 +13,12 @@ namespace pyattn::python {
 namespace {
 
 constexpr std::string_view kBackward = "sdpa_backward";
+constexpr std::string_view kAdditive = "additive_backward";
 constexpr std::string_view kMass = "column_mass";
 
 // What came out of the forward pass, and its gradients.
 struct Results {
+  std::string_view function;
   py::array out;
   py::array lse;
   py::array grad_out;
@@ -39,23 +41,23 @@ void check_query_key(const py::array& query, const py::array& key, std::string_v
   check_depths(query.shape(3), query.shape(3), function);
 }
 
-void check_value(const py::array& key, const py::array& value) {
-  const Argument argument{kBackward, "value"};
+void check_value(const py::array& key, const py::array& value, std::string_view function) {
+  const Argument argument{function, "value"};
   check_rank(value, 4, "(B, G, S, E)", argument);
   for (int axis = 0; axis < 3; ++axis) {
     if (key.shape(axis) == value.shape(axis)) continue;
     throw py::value_error(argument.text() + " must share B, G and S with key; got value " +
                           shape_text(value) + ", key " + shape_text(key));
   }
-  check_depths(key.shape(3), value.shape(3), kBackward);
+  check_depths(key.shape(3), value.shape(3), function);
 }
 
 // A new array for the gradient of the array given, C-ordered.
 template <class X>
-py::array gradient_like(const py::array& array, View<X, 4>& view) {
+py::array gradient_like(const py::array& array, View<X, 4>& view, std::string_view function) {
   const auto rank = static_cast<int>(array.ndim());
   std::vector<std::int64_t> shape(array.shape(), array.shape() + rank);
-  py::array gradient = new_array<X>(shape, kBackward);
+  py::array gradient = new_array<X>(shape, function);
   view.data = output_data<X>(gradient);
   std::int64_t stride = 1;
   for (int axis = 3; axis >= 0; --axis) {
@@ -69,44 +71,55 @@ py::array gradient_like(const py::array& array, View<X, 4>& view) {
 
 template <class X>
 py::object run_backward_of(const py::array& query, const py::array& key, const py::array& value,
-                           const py::object& mask, const SdpaOptions& options,
+                           const py::object& v, const py::object& mask, const SdpaOptions& options,
                            const Results& results, const std::set<std::string>& want) {
   using T = Compute<X>;
+  const std::string_view name = results.function;
   const std::vector<std::int64_t> rows = {query.shape(0), query.shape(1), query.shape(2)};
   const std::vector<std::int64_t> outputs = {rows[0], rows[1], rows[2], value.shape(3)};
   const std::int64_t keys = key.shape(2);
   AttentionParams<X> given{
-      .query = input_view<X, 4>(query, {kBackward, "query"}),
-      .key = input_view<X, 4>(key, {kBackward, "key"}),
-      .value = input_view<X, 4>(value, {kBackward, "value"}),
+      .query = input_view<X, 4>(query, {name, "query"}),
+      .key = input_view<X, 4>(key, {name, "key"}),
+      .value = input_view<X, 4>(value, {name, "value"}),
       .batch = query.shape(0),
       .keys = keys,
   };
-  given.mask = mask_view<X>(mask, {rows[0], rows[1], rows[2], keys}, kBackward, given.keys);
-  given.given_lse = checked_view<T, 3>(results.lse, rows, {kBackward, "lse"});
-  SdpaCall<X> call(given, options, kBackward);
+  given.mask = mask_view<X>(mask, {rows[0], rows[1], rows[2], keys}, name, given.keys);
+  given.given_lse = checked_view<T, 3>(results.lse, rows, {name, "lse"});
+  SdpaCall<X> call(given, options, name);
   call.set_lengths(keys);
   BackwardParams<X> params{
       .forward = call.params(),
-      .out = checked_view<X, 4>(results.out, outputs, {kBackward, "out"}),
-      .grad_out = checked_view<X, 4>(results.grad_out, outputs, {kBackward, "grad_out"}),
+      .out = checked_view<X, 4>(results.out, outputs, {name, "out"}),
+      .grad_out = checked_view<X, 4>(results.grad_out, outputs, {name, "grad_out"}),
   };
   if (!results.grad_lse.is_none()) {
-    const Argument argument{kBackward, "grad_lse"};
+    const Argument argument{name, "grad_lse"};
     params.grad_lse = checked_view<T, 3>(as_array(results.grad_lse, argument), rows, argument);
   }
-  py::object gradients[4] = {py::none(), py::none(), py::none(), py::none()};
-  if (want.contains("query")) gradients[0] = gradient_like<X>(query, params.grad_query);
-  if (want.contains("key")) gradients[1] = gradient_like<X>(key, params.grad_key);
-  if (want.contains("value")) gradients[2] = gradient_like<X>(value, params.grad_value);
+  std::vector<T> direction;
+  if (!v.is_none()) direction = dense_rows<T>(v, rows[1], query.shape(3), name);
+  if (!direction.empty()) params.forward.v = direction.data();
+  std::vector<py::object> gradients(v.is_none() ? 4 : 5, py::none());
+  if (want.contains("query")) gradients[0] = gradient_like<X>(query, params.grad_query, name);
+  if (want.contains("key")) gradients[1] = gradient_like<X>(key, params.grad_key, name);
+  if (want.contains("value")) gradients[2] = gradient_like<X>(value, params.grad_value, name);
   if (want.contains("mask") && given.mask.kind == MaskKind::additive) {
-    gradients[3] = gradient_like<X>(as_array(mask, {kBackward, "mask"}), params.grad_mask);
+    gradients[3] = gradient_like<X>(as_array(mask, {name, "mask"}), params.grad_mask, name);
+  }
+  if (want.contains("v")) {
+    auto array = new_array<T>({rows[1], query.shape(3)}, name);
+    params.grad_v = output_data<T>(array);
+    std::fill_n(params.grad_v, array.size(), T(0));
+    gradients[4] = std::move(array);
   }
   {
     const py::gil_scoped_release released;
-    run_backward(params, attention_kernels_of<X>(kernels()).backward);
+    const auto& table = attention_kernels_of<X>(kernels());
+    run_backward(params, v.is_none() ? table.backward : table.additive_backward);
   }
-  return py::make_tuple(gradients[0], gradients[1], gradients[2], gradients[3]);
+  return py::tuple(py::cast(gradients));
 }
 
 py::object sdpa_backward(const py::object& query, const py::object& key, const py::object& value,
@@ -120,12 +133,39 @@ py::object sdpa_backward(const py::object& query, const py::object& key, const p
   const Element element =
       common_element({{"query", &q}, {"key", &k}, {"value", &v}}, kFloats, kBackward);
   check_query_key(q, k, kBackward);
-  check_value(k, v);
-  const Results results{as_array(out, {kBackward, "out"}), as_array(lse, {kBackward, "lse"}),
+  check_value(k, v, kBackward);
+  const Results results{kBackward, as_array(out, {kBackward, "out"}),
+                        as_array(lse, {kBackward, "lse"}),
                         as_array(grad_out, {kBackward, "grad_out"}), grad_lse};
   const SdpaOptions parsed = sdpa_options(options, scale, right, kBackward);
-  return with_element(
-      element, [&]<class X>() { return run_backward_of<X>(q, k, v, mask, parsed, results, want); });
+  return with_element(element, [&]<class X>() {
+    return run_backward_of<X>(q, k, v, py::none(), mask, parsed, results, want);
+  });
+}
+
+py::object additive_backward(const py::object& query, const py::object& key,
+                             const py::object& value, const py::object& v, const py::object& mask,
+                             std::int64_t right, const py::object& options, const py::object& out,
+                             const py::object& lse, const py::object& grad_out,
+                             const py::object& grad_lse, const std::set<std::string>& want) {
+  const py::array q = as_array(query, {kAdditive, "query"});
+  const py::array k = as_array(key, {kAdditive, "key"});
+  const py::array x = as_array(value, {kAdditive, "value"});
+  const Element element =
+      common_element({{"query", &q}, {"key", &k}, {"value", &x}}, kFloats, kAdditive);
+  check_query_key(q, k, kAdditive);
+  if (q.shape(1) != k.shape(1)) {
+    throw py::value_error(std::string(kAdditive) + ": query and key must share H; got query " +
+                          shape_text(q) + ", key " + shape_text(k));
+  }
+  check_value(k, x, kAdditive);
+  const Results results{kAdditive, as_array(out, {kAdditive, "out"}),
+                        as_array(lse, {kAdditive, "lse"}),
+                        as_array(grad_out, {kAdditive, "grad_out"}), grad_lse};
+  const SdpaOptions parsed = sdpa_options(options, 1, right, kAdditive);
+  return with_element(element, [&]<class X>() {
+    return run_backward_of<X>(q, k, x, v, mask, parsed, results, want);
+  });
 }
 
 template <class X>
@@ -174,6 +214,11 @@ void register_sdpa_backward(py::module_& module) {
              py::arg("mask"), py::arg("scale"), py::arg("right"), py::arg("options"),
              py::arg("out"), py::arg("lse"), py::arg("grad_out"), py::arg("grad_lse"),
              py::arg("want"), "Gradients of sdpa: (query, key, value, mask), None if not in want.");
+  module.def("additive_backward", &additive_backward, py::arg("query"), py::arg("key"),
+             py::arg("value"), py::arg("v"), py::arg("mask"), py::arg("right"), py::arg("options"),
+             py::arg("out"), py::arg("lse"), py::arg("grad_out"), py::arg("grad_lse"),
+             py::arg("want"),
+             "Gradients of additive: (query, key, value, mask, v), None if not in want.");
   module.def("column_mass", &column_mass, py::arg("query"), py::arg("key"), py::arg("mask"),
              py::arg("scale"), py::arg("right"), py::arg("options"),
              "The sum over the queries of the weights, from their log-sum-exp.");

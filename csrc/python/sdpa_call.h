@@ -54,6 +54,22 @@ std::vector<T> dense_vector(const py::object& object, std::int64_t length,
   return copy;
 }
 
+// The v of additive attention, (H, A): a copy without gaps.
+template <class T>
+std::vector<T> dense_rows(const py::object& object, std::int64_t heads, std::int64_t length,
+                          std::string_view function) {
+  const Argument argument{function, "v"};
+  const auto view = checked_view<T, 2>(as_array(object, argument), {heads, length}, argument);
+  std::vector<T> copy;
+  copy.reserve(static_cast<std::size_t>(heads * length));
+  for (std::int64_t h = 0; h < heads; ++h) {
+    for (std::int64_t a = 0; a < length; ++a) {
+      copy.push_back(view.data[h * view.stride[0] + a * view.stride[1]]);
+    }
+  }
+  return copy;
+}
+
 // A call in the making: parameters, the memory that they point to, and the outputs.
 template <class X>
 class SdpaCall {

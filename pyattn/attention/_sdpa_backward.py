@@ -36,26 +36,35 @@ def vjp(
     masked pair has gradient 0. Slopes are constants. NotImplemented, for the gradient of the
     expansion, where another output has a cotangent (Dao et al. 2022, arXiv:2205.14135).
     """
-    names = ("output", *node.params["aux"])
-    given = dict(zip(names, cotangents, strict=True))
-    found = dict(zip(names, outputs, strict=True))
-    others = set(names) - {"output", "lse"}
-    if "lse" not in found or any(is_floating(given[n].dtype) and given[n].any() for n in others):
+    results = forward_results(node, cotangents, outputs)
+    if results is None:
         return NotImplemented
     query, key, value, mask, kv_lengths, starts, slopes, sinks = inputs
     if query is None or key is None or value is None:
         raise ValueError("sdpa: query, key and value are required")
     want = {name for name, place in PLACES.items() if needs_gradient(node, place)}
     options = core_options(query, key, kv_lengths, starts, slopes, sinks, node.params)
-    out, lse, grad_out, grad_lse = found["output"], found["lse"], given["output"], given["lse"]
     by_kernel = _core.sdpa_backward(
         query, key, value, mask, node.params["scale"], node.params["right"], options or None,
-        out, lse, grad_out, grad_lse, want,
+        *results, want,
     )  # fmt: skip
     grad_sinks = None
     if sinks is not None and "sinks" in want:
-        grad_sinks = sink_gradient(sinks, out, lse, grad_out, grad_lse)
+        grad_sinks = sink_gradient(sinks, *results)
     return (*by_kernel, None, None, None, grad_sinks)
+
+
+def forward_results(
+    node: Node, cotangents: Sequence[Array], outputs: Sequence[Array]
+) -> tuple[Array, Array, Array, Array] | None:
+    """Return output and log-sum-exp and their cotangents; None where another output has one."""
+    names = ("output", *node.params["aux"])
+    given = dict(zip(names, cotangents, strict=True))
+    found = dict(zip(names, outputs, strict=True))
+    others = set(names) - {"output", "lse"}
+    if "lse" not in found or any(is_floating(given[n].dtype) and given[n].any() for n in others):
+        return None
+    return found["output"], found["lse"], given["output"], given["lse"]
 
 
 def sink_gradient(sinks: Array, out: Array, lse: Array, grad_out: Array, grad_lse: Array) -> Array:

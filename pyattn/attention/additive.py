@@ -10,6 +10,7 @@ import numpy as np
 from pyattn import _core, interchange
 from pyattn.attention import _checks as checks
 from pyattn.attention import _sdpa_graph as graph
+from pyattn.attention._sdpa_backward import forward_results, needs_gradient
 from pyattn.attention._sdpa_options import core_options, normalize_options
 from pyattn.dtypes import FLOATS, compute_dtype
 from pyattn.ops import astype, expand_dims, matmul, reshape, tanh, transpose
@@ -65,6 +66,41 @@ def _eval(
     return _core.additive(query, key, value, wide, mask, params["right"], aux or None, options)
 
 
+# The inputs that have a gradient, and where they stand among the seven.
+PLACES = {"query": 0, "key": 1, "value": 2, "v": 3, "mask": 4}
+
+
+def _vjp(
+    node: Node,
+    cotangents: Sequence[Array],
+    inputs: Sequence[Array | None],
+    outputs: Sequence[Array],
+) -> Any:
+    """Return the gradients of the operation's inputs, by the contract of `Op.vjp`.
+
+    With ds as in scaled dot-product attention (`_sdpa_backward.vjp`) and t = tanh(q_i + k_j)::
+
+        dq_i = sum_j ds_ij v (1 - t^2)    dk_j = sum_i ds_ij v (1 - t^2)    dv = sum_ij ds_ij t
+
+    The scores are computed again, so that memory grows with T + S.
+    """
+    results = forward_results(node, cotangents, outputs)
+    if results is None:
+        return NotImplemented
+    query, key, value, v, mask, kv_lengths, starts = inputs
+    if query is None or key is None or value is None or v is None:
+        raise ValueError("additive: query, key, value and v are required")
+    want = {name for name, place in PLACES.items() if needs_gradient(node, place)}
+    options = core_options(query, key, kv_lengths, starts, None, None, node.params)
+    *grads, grad_mask, grad_v = _core.additive_backward(
+        query, key, value, v.astype(compute_dtype(v.dtype), copy=False), mask,
+        node.params["right"], options or None, *results, want,
+    )  # fmt: skip
+    if grad_v is not None:
+        grad_v = grad_v.astype(v.dtype, copy=False)
+    return (*grads, grad_v, grad_mask, None, None)
+
+
 def _expand(
     query: Value,
     key: Value,
@@ -100,6 +136,7 @@ ADDITIVE = Op(
     "additive",
     _eval,
     _shape,
+    _vjp,
     expand=_expand,
     function=_function,
     arguments=("query", "key", "value", "v", "attn_mask", "kv_lengths", "query_start"),
@@ -229,10 +266,11 @@ def additive_attention(
 
     Notes
     -----
-    No ``(B, T, S, A)`` array is made: memory grows with T + S. In float32 a score is within
-    ``6e-7 * sum(|v|)`` of the exact one, measured for queries and keys up to 1e4; float16 and
-    bfloat16 are widened to float32. The gradient, and the ONNX function
-    ``pyattn::AdditiveAttention...``, are the formula in smaller operations and do make that array.
+    No ``(B, T, S, A)`` array is made, nor for the gradient of output and log-sum-exp: memory grows
+    with T + S. In float32 a score is within ``6e-7 * sum(|v|)`` of the exact one, measured for
+    queries and keys up to 1e4; float16 and bfloat16 are widened to float32. The gradients of other
+    outputs, and the ONNX function ``pyattn::AdditiveAttention...``, are the formula in smaller
+    operations and do make that array.
 
     References
     ----------
@@ -287,6 +325,9 @@ def additive_attention(
             attn_mask = expand_dims(attn_mask, 1)
         if any(isinstance(x, Tensor) for x in (query, key, value, v, attn_mask)):
             attn_mask = graph.full_mask(attn_mask, key.shape[1])
+    wanted, tensors = names, [x for x in (query, key, value, v, attn_mask) if isinstance(x, Tensor)]
+    if "lse" not in names and any(x.requires_grad for x in tensors):
+        wanted += ("lse",)  # the gradient needs it
     heads = 1 if num_heads is None else int(num_heads)
     found: Any = apply(
         ADDITIVE,
@@ -295,10 +336,11 @@ def additive_attention(
         attn_mask,
         kv_lengths,
         starts,
-        aux=names,
+        aux=wanted,
         **params,
     )
-    by_head, *extra = found if names else (found,)
+    by_head, *extra = found if wanted else (found,)
+    extra = extra[: len(names)]
     if heads == 1:
         joined = by_head[:, 0]
     else:
