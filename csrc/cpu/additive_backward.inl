@@ -31,6 +31,7 @@ class AdditiveGradient {
   void begin_sums(const KeySums<T>& sums, T* query_sums) {
     sums_ = sums;
     query_sums_ = query_sums;
+    if (query_sums == nullptr && sums.key == nullptr && sums.v == nullptr) return;
     const std::int64_t step = queries_.p.query.stride[3];
     for (int lane = 0; lane < queries_.count; ++lane) {
       T* row = w_.query_rows + lane * depth_;
@@ -69,12 +70,7 @@ class AdditiveGradient {
       }
       for (; lane < queries_.count; ++lane) add_register<1>(tile, fast, count, lane, a);
     }
-    if (sums_.v == nullptr) return;
-    T total = T(0);
-    for (int lane = 0; lane < queries_.count; ++lane) {
-      for (int k = 0; k < tile.count; ++k) total += *grad(k, lane);
-    }
-    sums_.v[length_] += total;
+    if (sums_.v != nullptr) sums_.v[length_] += total_grad(tile);
   }
 
  private:
@@ -89,6 +85,17 @@ class AdditiveGradient {
 
   static PYATTN_INLINE void add_to(T* place, std::int64_t left, V sum) {
     store_left(load_left<V>(place, left) + sum, place, left);
+  }
+
+  T total_grad(const Tile<X>& tile) const {
+    V total = V::broadcast(T(0));
+    for (int lane = 0; lane < queries_.count; lane += V::kLanes) {
+      const auto used = V::from_bits(queries_.valid >> lane);
+      for (int k = 0; k < tile.count; ++k) {
+        total = total + V::select(used, V::load(grad(k, lane)), V::broadcast(T(0)));
+      }
+    }
+    return sum_lanes(total);
   }
 
   // The terms from `a` on of N queries against the keys that the factored form takes.

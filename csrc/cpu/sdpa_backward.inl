@@ -45,7 +45,7 @@ class DotGradient {
     const int lane = strip.lane;
     const T* grads = w_.grads + panel_offset<V>(lane, kTileKeys);
     T* sums = query_sums_ + panel_offset<V>(lane, depth_);
-    add_tile_of<NV>(tile, strip, grads, sums);
+    pyattn::add_tile<V, NV>(grads, finite_key_, strip.keys, depth_, w_.ones + lane, nothing_, sums);
     add_odd_rows<V, NV>(tile, lane, strip.keys, depth_, grads, sums);
   }
 
@@ -57,12 +57,6 @@ class DotGradient {
   }
 
  private:
-  template <int NV>
-  void add_tile_of(const Tile<X>&, const Strip<V>& strip, const T* grads, T* sums) {
-    pyattn::add_tile<V, NV>(grads, finite_key_, strip.keys, depth_, w_.ones + strip.lane, nothing_,
-                            sums);
-  }
-
   // Rows of K for ds K, as those of V for P V.
   void hide_odd_keys(Tile<X>& tile) {
     tile.odd_count = 0;

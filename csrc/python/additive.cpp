@@ -16,11 +16,7 @@ py::object additive(const py::object& query, const py::object& key, const py::ob
   const py::array x = as_array(value, {kName, "value"});
   const Element element =
       common_element({{"query", &q}, {"key", &k}, {"value", &x}}, kFloats, kName);
-  check_shapes(q, k, x, kName);
-  if (q.shape(1) != k.shape(1)) {
-    throw py::value_error(std::string(kName) + ": query and key must share H; got query " +
-                          shape_text(q) + ", key " + shape_text(k));
-  }
+  check_own_keys(q, k, x, kName);
   const SdpaOptions parsed = sdpa_options(options, 1, right, kName);
   return with_element(element, [&]<class X>() {
     const auto direction = dense_rows<Compute<X>>(v, q.shape(1), q.shape(3), kName);

@@ -126,4 +126,33 @@ void check_depths(std::int64_t depth, std::int64_t value_depth, std::string_view
                         std::to_string(value_depth));
 }
 
+void check_shapes(const py::array& query, const py::array& key, const py::array& value,
+                  std::string_view function) {
+  check_rank(query, 4, "(B, H, T, D)", {function, "query"});
+  check_rank(key, 4, "(B, G, S, D)", {function, "key"});
+  check_rank(value, 4, "(B, G, S, E)", {function, "value"});
+  const auto fail = [&](const std::string& rule) {
+    throw py::value_error(std::string(function) + ": " + rule + "; got query " + shape_text(query) +
+                          ", key " + shape_text(key) + ", value " + shape_text(value));
+  };
+  if (query.shape(0) != key.shape(0) || query.shape(0) != value.shape(0)) {
+    fail("query, key and value must share B");
+  }
+  if (query.shape(3) != key.shape(3)) fail("query and key must share D");
+  if (key.shape(1) != value.shape(1)) fail("key and value must share G");
+  if (key.shape(2) != value.shape(2)) fail("key and value must share S");
+  const py::ssize_t heads = query.shape(1);
+  const py::ssize_t groups = key.shape(1);
+  if (groups == 0 ? heads != 0 : heads % groups != 0) fail("H must be a multiple of G");
+  check_depths(query.shape(3), value.shape(3), function);
+}
+
+void check_own_keys(const py::array& query, const py::array& key, const py::array& value,
+                    std::string_view function) {
+  check_shapes(query, key, value, function);
+  if (query.shape(1) == key.shape(1)) return;
+  throw py::value_error(std::string(function) + ": query and key must share H; got query " +
+                        shape_text(query) + ", key " + shape_text(key));
+}
+
 }  // namespace pyattn::python

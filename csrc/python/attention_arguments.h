@@ -45,6 +45,13 @@ View<const X, Rank> checked_view(const py::array& array, const std::vector<std::
   return input_view<X, Rank>(array, argument);
 }
 
+// query (B, H, T, D), key (B, G, S, D) and value (B, G, S, E), H a multiple of G.
+void check_shapes(const py::array& query, const py::array& key, const py::array& value,
+                  std::string_view function);
+// The same with G = H.
+void check_own_keys(const py::array& query, const py::array& key, const py::array& value,
+                    std::string_view function);
+
 // Head sizes beyond this would overflow the size of the scratch memory.
 void check_depths(std::int64_t depth, std::int64_t value_depth, std::string_view function);
 

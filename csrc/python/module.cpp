@@ -8,7 +8,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.doc() = "Kernels of pyattn on NumPy arrays.";
   pyattn::python::register_runtime(module);
   pyattn::python::register_sdpa(module);
-  pyattn::python::register_sdpa_backward(module);
+  pyattn::python::register_backward(module);
   pyattn::python::register_varlen(module);
   pyattn::python::register_paged(module);
   pyattn::python::register_additive(module);

@@ -5,7 +5,7 @@
 namespace pyattn::python {
 
 void register_sdpa(pybind11::module_& module);
-void register_sdpa_backward(pybind11::module_& module);
+void register_backward(pybind11::module_& module);
 void register_varlen(pybind11::module_& module);
 void register_paged(pybind11::module_& module);
 void register_additive(pybind11::module_& module);

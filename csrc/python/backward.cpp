@@ -1,5 +1,5 @@
-// The backward pass of scaled dot-product attention, and the column mass, which is computed by the
-// same kernels.
+// The backward passes of the mechanisms, and the column mass, which is computed by the same
+// kernels.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -12,7 +12,7 @@
 namespace pyattn::python {
 namespace {
 
-constexpr std::string_view kBackward = "sdpa_backward";
+constexpr std::string_view kSdpa = "sdpa_backward";
 constexpr std::string_view kAdditive = "additive_backward";
 constexpr std::string_view kMass = "column_mass";
 
@@ -24,33 +24,6 @@ struct Results {
   py::array grad_out;
   py::object grad_lse;
 };
-
-void check_query_key(const py::array& query, const py::array& key, std::string_view function) {
-  check_rank(query, 4, "(B, H, T, D)", {function, "query"});
-  check_rank(key, 4, "(B, G, S, D)", {function, "key"});
-  const py::ssize_t heads = query.shape(1);
-  const py::ssize_t groups = key.shape(1);
-  const bool fits = query.shape(0) == key.shape(0) && query.shape(3) == key.shape(3) &&
-                    (groups == 0 ? heads == 0 : heads % groups == 0);
-  if (!fits) {
-    throw py::value_error(std::string(function) +
-                          ": query and key must share B and D, and H be a multiple of G; got "
-                          "query " +
-                          shape_text(query) + ", key " + shape_text(key));
-  }
-  check_depths(query.shape(3), query.shape(3), function);
-}
-
-void check_value(const py::array& key, const py::array& value, std::string_view function) {
-  const Argument argument{function, "value"};
-  check_rank(value, 4, "(B, G, S, E)", argument);
-  for (int axis = 0; axis < 3; ++axis) {
-    if (key.shape(axis) == value.shape(axis)) continue;
-    throw py::value_error(argument.text() + " must share B, G and S with key; got value " +
-                          shape_text(value) + ", key " + shape_text(key));
-  }
-  check_depths(key.shape(3), value.shape(3), function);
-}
 
 // A new array for the gradient of the array given, C-ordered.
 template <class X>
@@ -127,17 +100,15 @@ py::object sdpa_backward(const py::object& query, const py::object& key, const p
                          const py::object& options, const py::object& out, const py::object& lse,
                          const py::object& grad_out, const py::object& grad_lse,
                          const std::set<std::string>& want) {
-  const py::array q = as_array(query, {kBackward, "query"});
-  const py::array k = as_array(key, {kBackward, "key"});
-  const py::array v = as_array(value, {kBackward, "value"});
+  const py::array q = as_array(query, {kSdpa, "query"});
+  const py::array k = as_array(key, {kSdpa, "key"});
+  const py::array v = as_array(value, {kSdpa, "value"});
   const Element element =
-      common_element({{"query", &q}, {"key", &k}, {"value", &v}}, kFloats, kBackward);
-  check_query_key(q, k, kBackward);
-  check_value(k, v, kBackward);
-  const Results results{kBackward, as_array(out, {kBackward, "out"}),
-                        as_array(lse, {kBackward, "lse"}),
-                        as_array(grad_out, {kBackward, "grad_out"}), grad_lse};
-  const SdpaOptions parsed = sdpa_options(options, scale, right, kBackward);
+      common_element({{"query", &q}, {"key", &k}, {"value", &v}}, kFloats, kSdpa);
+  check_shapes(q, k, v, kSdpa);
+  const Results results{kSdpa, as_array(out, {kSdpa, "out"}), as_array(lse, {kSdpa, "lse"}),
+                        as_array(grad_out, {kSdpa, "grad_out"}), grad_lse};
+  const SdpaOptions parsed = sdpa_options(options, scale, right, kSdpa);
   return with_element(element, [&]<class X>() {
     return run_backward_of<X>(q, k, v, py::none(), mask, parsed, results, want);
   });
@@ -153,12 +124,7 @@ py::object additive_backward(const py::object& query, const py::object& key,
   const py::array x = as_array(value, {kAdditive, "value"});
   const Element element =
       common_element({{"query", &q}, {"key", &k}, {"value", &x}}, kFloats, kAdditive);
-  check_query_key(q, k, kAdditive);
-  if (q.shape(1) != k.shape(1)) {
-    throw py::value_error(std::string(kAdditive) + ": query and key must share H; got query " +
-                          shape_text(q) + ", key " + shape_text(k));
-  }
-  check_value(k, x, kAdditive);
+  check_own_keys(q, k, x, kAdditive);
   const Results results{kAdditive, as_array(out, {kAdditive, "out"}),
                         as_array(lse, {kAdditive, "lse"}),
                         as_array(grad_out, {kAdditive, "grad_out"}), grad_lse};
@@ -202,14 +168,14 @@ py::object column_mass(const py::object& query, const py::object& key, const py:
   const py::array q = as_array(query, {kMass, "query"});
   const py::array k = as_array(key, {kMass, "key"});
   const Element element = common_element({{"query", &q}, {"key", &k}}, kFloats, kMass);
-  check_query_key(q, k, kMass);
+  check_shapes(q, k, k, kMass);
   const SdpaOptions parsed = sdpa_options(options, scale, right, kMass);
   return with_element(element, [&]<class X>() { return run_mass<X>(q, k, mask, parsed); });
 }
 
 }  // namespace
 
-void register_sdpa_backward(py::module_& module) {
+void register_backward(py::module_& module) {
   module.def("sdpa_backward", &sdpa_backward, py::arg("query"), py::arg("key"), py::arg("value"),
              py::arg("mask"), py::arg("scale"), py::arg("right"), py::arg("options"),
              py::arg("out"), py::arg("lse"), py::arg("grad_out"), py::arg("grad_lse"),
