@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pyattn.dtypes import FULL_FLOATS
+from pyattn.dtypes import FULL_FLOATS, compute_dtype
 from pyattn.interchange import is_foreign
 from pyattn.ops import (
-    causal_mask,
     expand_dims,
     greater,
     length_mask,
@@ -210,23 +209,37 @@ def normalize_aux(function: str, aux: Sequence[str], known: Sequence[str]) -> tu
     return names
 
 
-def allowed_keys(
-    query: Value, key: Value, mask: Value | None, kv_lengths: Value | None, *, is_causal: bool
-) -> Value | None:
+def result_specs(
+    query: Spec, key: Spec, value: Spec, top_k: int, aux: Sequence[str]
+) -> Spec | tuple[Spec, ...]:
+    """Return the Spec of the output ``(B, H, T, E)``, and of what ``aux`` names."""
+    wide, scores = compute_dtype(query.dtype), (*query.shape[:3], key.shape[2])
+    out = Spec((*scores[:3], value.shape[3]), query.dtype)
+    extra = {
+        **dict.fromkeys(("lse", "max", "entropy"), Spec(scores[:3], wide)),
+        **dict.fromkeys(
+            ("weights", "scores", "capped_scores", "biased_scores"), Spec(scores, query.dtype)
+        ),
+        "top_weights": Spec((*scores[:3], top_k), wide),
+        "top_indices": Spec((*scores[:3], top_k), np.dtype(np.int64)),
+        "column_mass": Spec((*scores[:2], scores[3]), wide),
+    }
+    return (out, *(extra[name] for name in aux)) if aux else out
+
+
+def allowed_keys(key: Value, mask: Value | None, kv_lengths: Value | None) -> Value | None:
     """Return booleans that broadcast to the scores: which keys each query may see.
 
-    None when all may be seen. ``query (B, ..., T, _)`` and ``key (B, ..., S, _)`` have equal rank.
+    None when all may be seen. ``key`` is ``(B, ..., S, _)``.
     """
     parts: list[Value] = []
     if mask is not None:
         parts.append(mask if mask.dtype == np.bool_ else greater(mask, -np.inf))
     if kv_lengths is not None:
         valid = length_mask(kv_lengths, key)
-        for _ in range(query.ndim - 2):
+        for _ in range(key.ndim - 2):
             valid = expand_dims(valid, 1)
         parts.append(valid)
-    if is_causal:
-        parts.append(causal_mask(query, key))
     result: Value | None = None
     for part in parts:
         result = part if result is None else logical_and(result, part)

@@ -55,7 +55,7 @@ def expand(
     if mask is not None and mask.dtype != np.bool_:
         mask = _cast(mask, compute_dtype(query.dtype))
     distance = distances(query, key, kv_lengths, query_starts, params)
-    allowed = checks.allowed_keys(key, key, mask, kv_lengths, is_causal=False)
+    allowed = checks.allowed_keys(key, mask, kv_lengths)
     return attend(
         query, key, value, mask, allowed, distance, alibi_slopes, sinks, scale=scale, aux=aux,
         dropout_p=dropout_p, **params,
@@ -286,9 +286,7 @@ def onnx(
     if lengths:
         for tensor, name in zip(node.inputs, (query, key, value, mask, lengths), strict=False):
             graph.bind(tensor, name)
-        mask_tensor = checks.allowed_keys(
-            node.required(0), node.required(1), mask_tensor, node.inputs[4], is_causal=False
-        )
+        mask_tensor = checks.allowed_keys(node.required(1), mask_tensor, node.inputs[4])
         (mask,) = graph.add([mask_tensor])
     if mask:
         mask = _full_axes(graph, mask, query, key)

@@ -37,16 +37,7 @@ def _shape(
     **_: Any,
 ) -> Any:
     del v, mask, kv_lengths, query_starts  # see _check
-    wide = compute_dtype(query.dtype)
-    scores = (*query.shape[:3], key.shape[2])
-    extra = {
-        **dict.fromkeys(("lse", "max", "entropy"), Spec(scores[:3], wide)),
-        **dict.fromkeys(("weights", "scores", "biased_scores"), Spec(scores, query.dtype)),
-        "top_weights": Spec((*scores[:3], top_k), wide),
-        "top_indices": Spec((*scores[:3], top_k), np.dtype(np.int64)),
-    }
-    out = Spec((*scores[:3], value.shape[3]), query.dtype)
-    return (out, *(extra[name] for name in aux)) if aux else out
+    return checks.result_specs(query, key, value, top_k, aux)
 
 
 def _eval(
@@ -115,7 +106,7 @@ def _expand(
 ) -> Any:
     dtype, wide = query.dtype, compute_dtype(query.dtype)
     distance = graph.distances(query, key, kv_lengths, query_starts, params)
-    allowed = checks.allowed_keys(key, key, mask, kv_lengths, is_causal=False)
+    allowed = checks.allowed_keys(key, mask, kv_lengths)
     if dtype != wide:
         query, key, value, v = (astype(x, wide) for x in (query, key, value, v))
         if mask is not None and mask.dtype != np.bool_:

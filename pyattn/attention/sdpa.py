@@ -64,17 +64,7 @@ def _shape(
     checks.require_integers(NAME, "query_start", query_starts, batch)
     checks.require_vector(NAME, "alibi_slopes", alibi_slopes, heads, wide)
     checks.require_vector(NAME, "sinks", sinks, heads, wide)
-    extra = {
-        **dict.fromkeys(("lse", "max", "entropy"), Spec(scores[:3], wide)),
-        **dict.fromkeys(
-            ("weights", "scores", "capped_scores", "biased_scores"), Spec(scores, query.dtype)
-        ),
-        "top_weights": Spec((*scores[:3], top_k), wide),
-        "top_indices": Spec((*scores[:3], top_k), np.dtype(np.int64)),
-        "column_mass": Spec((batch, heads, keys), wide),
-    }
-    out = Spec((batch, heads, rows, value.shape[3]), query.dtype)
-    return (out, *(extra[name] for name in aux)) if aux else out
+    return checks.result_specs(query, key, value, top_k, aux)
 
 
 def check_arrays(function: str, query: Spec, key: Spec, value: Spec) -> None:
