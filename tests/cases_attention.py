@@ -203,13 +203,16 @@ VARLEN = [
 ]
 
 
+ADDED = {
+    "query": In(("B", "T", 12)),
+    "key": In(("B", "S", 12)),
+    "value": In(("B", "S", 9)),
+    "v": In((12,)),
+}
+
+
 def _additive(name: str, more: Mapping[str, In] | None = None, **options: Any) -> Case:
-    inputs = {
-        "query": In(("B", "T", 12)),
-        "key": In(("B", "S", 12)),
-        "value": In(("B", "S", 9)),
-        "v": In((12,)),
-    } | dict(more or {})
+    inputs = ADDED | dict(more or {})
 
     def call(query: Any, key: Any, value: Any, v: Any, mask: Any = None, **rest: Any) -> Any:
         return pa.additive_attention(
@@ -234,12 +237,7 @@ def _additive_heads(
     **options: Any,
 ) -> Case:
     """A case with all that the oracle of scaled dot-product attention knows, by its oracle."""
-    inputs = {
-        "query": In(("B", "T", 12)),
-        "key": In(("B", "S", 12)),
-        "value": In(("B", "S", 9)),
-        "v": In((12,)),
-    } | dict(more or {})
+    inputs = ADDED | dict(more or {})
 
     def by(attend: Any, query: Any, key: Any, value: Any, v: Any, **rest: Any) -> Any:
         split = [x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) for x in (query, key, value)]

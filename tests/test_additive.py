@@ -39,15 +39,22 @@ def merged(array: Any) -> Any:
     return array.swapaxes(1, 2).reshape(array.shape[0], array.shape[2], -1)
 
 
+def draw_sizes(draw: Any) -> tuple[int, ...]:
+    """B, H, T, S, A / H and E / H."""
+    size = st.sampled_from(EDGES[:13])
+    return draw(st.integers(1, 2)), draw(st.integers(1, 3)), *(draw(size) for _ in range(4))
+
+
+SPREADS = st.sampled_from([0.1, 1.0, 12.0, 1e3])  # of queries and keys
+
+
 @settings(deadline=None, max_examples=80)
 @given(data=st.data(), isa=st.sampled_from(ISAS), seed=st.integers(0, 2**32 - 1))
 def test_variants_on_anything(data: Any, isa: str, seed: int) -> None:
     draw, rng = data.draw, np.random.default_rng(seed)
-    size = st.sampled_from(EDGES[:13])
-    batch, heads = draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    rows, keys, units, width = (draw(size) for _ in range(4))
+    batch, heads, rows, keys, units, width = draw_sizes(draw)
     dtype = draw(st.sampled_from(FLOATS))
-    spread = draw(st.sampled_from([0.1, 1.0, 12.0, 1e3]))
+    spread = draw(SPREADS)
 
     def normal(length: int, each: int) -> Any:
         return rng.standard_normal((batch, length, heads * each)).astype(dtype)
@@ -143,17 +150,13 @@ def gradients(arrays: Any, weight: Any, lse_weight: Any, **options: Any) -> Any:
 def test_gradients_on_anything(data: Any, isa: str, seed: int) -> None:
     """In float32 against float64, whose gradients the cases compare with differences."""
     draw, rng = data.draw, np.random.default_rng(seed)
-    size = st.sampled_from(EDGES[:13])
-    batch, heads = draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    rows, keys, units, width = (draw(size) for _ in range(4))
-    spread = draw(st.sampled_from([0.1, 1.0, 12.0, 1e3]))
+    batch, heads, rows, keys, units, width = draw_sizes(draw)
+    spread = draw(SPREADS)
     shapes = ((rows, spread, units), (keys, spread, units), (keys, 1.0, width))
     wide = [s * rng.standard_normal((batch, n, heads * e)) for n, s, e in shapes]
     wide = [x.astype(np.float32).astype(np.float64) for x in wide]
     wide.append(rng.uniform(-1, 1, heads * units).astype(np.float32).astype(np.float64))
     mask = draw_mask(draw, rng, (batch, heads, rows, keys), np.bool_, short=True)
-    if mask is not None and mask.dtype != np.bool_:
-        mask = mask > 0
     options = draw_positions(draw, rng, batch, rows, keys) | {"attn_mask": mask, "num_heads": heads}
     plain = {name: options[name] for name in ("is_causal", "window", "query_start", "kv_lengths")}
     oracle = plain | {"mask": mask, "v": wide[3].reshape(heads, -1)}

@@ -29,6 +29,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "softcap": {"softcap": 1.5},
     "alibi": {"alibi_slopes": np.array([0.5, 0.25, 0.1, 0.0])},
     "sinks": {"sinks": True, "is_causal": True},
+    "rotary": {"rotary": 6, "is_causal": True},
+    "rotary interleaved": {"rotary": 8, "rotary_interleaved": True, "query_start": 2},
     "past": {"past": 4, "is_causal": True},
     "bool mask": {"mask": "bool"},
     "float mask": {"mask": (B, H, T, S)},
@@ -70,15 +72,32 @@ def allowed_pairs(options: dict[str, Any], mask: Any, keys: int) -> Any:
     return allowed & (mask if mask.dtype == np.bool_ else mask > -np.inf)
 
 
+def turned(x: Any, start: int, arrays: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Return rows start, start + 1, ... with their pairs turned, by complex numbers."""
+    size, rows = options["rotary"], slice(start, start + x.shape[2])
+    angle = torch.complex(arrays["rotary_cos"][rows], arrays["rotary_sin"][rows])
+    moving = x[..., :size]
+    if options.get("rotary_interleaved"):
+        pairs = torch.complex(moving[..., 0::2], moving[..., 1::2]) * angle
+        moved = torch.stack([pairs.real, pairs.imag], -1).flatten(-2)
+    else:
+        pairs = torch.complex(moving[..., : size // 2], moving[..., size // 2 :]) * angle
+        moved = torch.cat([pairs.real, pairs.imag], -1)
+    return torch.cat([moved, x[..., size:]], -1)
+
+
 def by_torch(arrays: dict[str, Any], mask: Any, options: dict[str, Any]) -> Any:
     """Return output and log-sum-exp by the definition, in operations that autograd knows."""
     key, value = arrays["key"], arrays["value"]
     if "past_key" in arrays:
         key = torch.cat([arrays["past_key"], key], 2)
         value = torch.cat([arrays["past_value"], value], 2)
-    keys = key.shape[2]
+    keys, query = key.shape[2], arrays["query"]
+    if "rotary" in options:
+        start = int(options.get("query_start", 0))
+        query, key = turned(query, start, arrays, options), turned(key, 0, arrays, options)
     key, value = (x.repeat_interleave(H // G, 1) for x in (key, value))
-    scores = arrays["query"] @ key.mT * options.get("scale", D**-0.5)
+    scores = query @ key.mT * options.get("scale", D**-0.5)
     if options.get("softcap"):
         scores = options["softcap"] * torch.tanh(scores / options["softcap"])
     if "alibi_slopes" in options:
@@ -118,6 +137,9 @@ def make(options: dict[str, Any], rng: Any) -> tuple[dict[str, Any], Any]:
         arrays["past_value"] = rng.standard_normal((B, G, past, E))
     if options.get("sinks"):
         arrays["sinks"] = rng.standard_normal(H)
+    for name in ("rotary_cos", "rotary_sin"):
+        if "rotary" in options:
+            arrays[name] = rng.standard_normal((S + 2, options["rotary"] // 2))
     mask = None
     if options.get("mask") == "bool":
         mask = rng.random((B, 1, T, S)) < 0.5
@@ -137,7 +159,7 @@ def test_gradients(name: str, isa: str, rng: Any, use_isa: Any) -> None:
     out, lse, empty = by_torch(tensors, mask, options)
     kept = np.where(empty & ("sinks" not in arrays), 0.0, weight[1])  # there lse is -inf
     (out * torch.tensor(weight[0])).sum().add((lse * torch.tensor(kept)).sum()).backward()
-    fixed = {k: v for k, v in options.items() if k not in ("mask", "sinks", "past")}
+    fixed = {k: v for k, v in options.items() if k not in ("mask", "sinks", "past", "rotary")}
 
     def loss(given: dict[str, Any]) -> Any:
         named = dict(given)
