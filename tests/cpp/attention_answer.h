@@ -6,8 +6,8 @@
 
 #include "attention_problem.h"
 #include "check.h"
-#include "core/isa.h"
 #include "core/scratch.h"
+#include "each_isa.h"
 
 namespace pyattn::testing {
 
@@ -169,15 +169,6 @@ Answer<X> run(const Problem<X>& problem, AttentionParams<X> p, const Wanted& wan
 template <class X>
 Answer<X> run(const Problem<X>& problem, const Wanted& wanted = kAll) {
   return run(problem, problem.params(), wanted);
-}
-
-template <class Body>
-void for_each_isa(Body body) {
-  for (const std::string& name : available_isas()) {
-    set_isa(name);
-    body(name);
-  }
-  set_isa(available_isas().front());
 }
 
 }  // namespace pyattn::testing

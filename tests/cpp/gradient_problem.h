@@ -29,12 +29,14 @@ struct Sizes {
 };
 
 struct Variant {
+  bool additive = false;  // then groups are heads
   MaskKind mask = MaskKind::none;
   bool mask_axes[4] = {true, true, true, true};  // false: broadcast along it
   std::int64_t left = kUnbounded;
   std::int64_t right = kUnbounded;
   double softcap = 0;
   double dropout = 0;
+  double spread = 1;  // of queries and keys
   bool slopes = false, sinks = false, lengths = false, starts = false, grad_lse = false;
 };
 
@@ -50,7 +52,7 @@ inline std::uint32_t random_word(std::uint64_t seed, std::int64_t b, std::int64_
 
 template <class T>
 struct Gradients {
-  std::vector<T> query, key, value, mask, mass;
+  std::vector<T> query, key, value, v, mask, mass;
 };
 
 template <class T>
@@ -80,13 +82,13 @@ struct GradientProblem {
   Sizes n;
   Variant variant;
   T scale;
-  std::vector<T> query, key, value, bias, slopes, sinks, grad_out, grad_lse, out, lse;
+  std::vector<T> query, key, value, v, bias, slopes, sinks, grad_out, grad_lse, out, lse;
   std::vector<std::uint8_t> boolean;
   std::vector<std::int64_t> lengths, starts;
   std::int64_t mask_shape[4];
 
-  GradientProblem(const Sizes& sizes, const Variant& v, std::mt19937& random)
-      : n(sizes), variant(v), scale(static_cast<T>(0.8 / std::sqrt(sizes.depth))) {
+  GradientProblem(const Sizes& sizes, const Variant& given, std::mt19937& random)
+      : n(sizes), variant(given), scale(static_cast<T>(0.8 / std::sqrt(sizes.depth))) {
     std::normal_distribution<double> normal;
     const auto fill = [&](std::vector<T>& data, std::int64_t count) {
       data.resize(static_cast<std::size_t>(count));
@@ -94,13 +96,17 @@ struct GradientProblem {
     };
     fill(query, n.batch * n.heads * n.rows * n.depth);
     fill(key, n.batch * n.groups * n.keys * n.depth);
+    for (auto* data : {&query, &key}) {
+      for (T& x : *data) x *= static_cast<T>(given.spread);
+    }
     fill(value, n.batch * n.groups * n.keys * n.columns);
+    if (variant.additive) fill(v, n.heads * n.depth);
     fill(grad_out, n.batch * n.heads * n.rows * n.columns);
     fill(grad_lse, n.batch * n.heads * n.rows);
     fill(slopes, n.heads);
     fill(sinks, n.heads);
     const std::int64_t full[] = {n.batch, n.heads, n.rows, n.keys};
-    for (int i = 0; i < 4; ++i) mask_shape[i] = v.mask_axes[i] ? full[i] : 1;
+    for (int i = 0; i < 4; ++i) mask_shape[i] = given.mask_axes[i] ? full[i] : 1;
     fill(bias, mask_shape[0] * mask_shape[1] * mask_shape[2] * mask_shape[3]);
     for (T& x : bias) {
       boolean.push_back(random() % 3 != 0 ? 1 : 0);
@@ -144,6 +150,7 @@ struct GradientProblem {
     p.right = variant.right;
     p.scale = scale;
     p.softcap = static_cast<T>(variant.softcap);
+    if (variant.additive) p.v = v.data();
     if (variant.lengths) p.kv_lengths = lengths.data();
     if (variant.starts) p.query_starts = starts.data();
     if (variant.slopes) p.slopes = slopes.data();
@@ -170,7 +177,8 @@ struct GradientProblem {
     p.out = dense_output(out, n.batch, n.heads, n.rows, n.columns);
     p.lse = drop_last(dense_output(lse, n.batch, n.heads, n.rows, 1));
     const AttentionKernels<T>& table = attention_kernels_of<T>(kernels());
-    run_attention<T>(p, table.sdpa, table.merge, static_cast<double>(n.depth));
+    run_attention<T>(p, variant.additive ? table.additive : table.sdpa, table.merge,
+                     static_cast<double>(n.depth));
   }
 
   // After run_forward.
@@ -193,11 +201,19 @@ struct GradientProblem {
       p.grad_mask =
           dense_output(found.mask, mask_shape[0], mask_shape[1], mask_shape[2], mask_shape[3]);
     }
-    const BackwardKernels<T>& table = attention_kernels_of<T>(kernels()).backward;
-    run_backward<T>(p, table);
+    const AttentionKernels<T>& table = attention_kernels_of<T>(kernels());
+    if (variant.additive) {
+      found.v.assign(v.size() + 1, std::numeric_limits<T>::quiet_NaN());
+      p.grad_v = found.v.data();
+      run_backward<T>(p, table.additive_backward);
+      CHECK(std::isnan(found.v.back()));
+      found.v.pop_back();
+      return found;
+    }
+    run_backward<T>(p, table.backward);
     p.forward.dropout.on = false;
     p.column_mass = drop_last(dense_output(found.mass, n.batch, n.heads, n.keys, 1));
-    run_column_mass<T>(p, table);
+    run_column_mass<T>(p, table.backward);
     return found;
   }
   Gradients<T> run() {
@@ -211,7 +227,8 @@ struct GradientProblem {
     want.key.resize(key.size());
     want.value.resize(value.size());
     if (variant.mask == MaskKind::additive) want.mask.resize(bias.size());
-    want.mass.resize(static_cast<std::size_t>(n.batch * n.heads * n.keys));
+    want.v.resize(v.size());
+    if (!variant.additive) want.mass.resize(static_cast<std::size_t>(n.batch * n.heads * n.keys));
     for (std::int64_t b = 0; b < n.batch; ++b) {
       for (std::int64_t h = 0; h < n.heads; ++h) {
         for (std::int64_t i = 0; i < n.rows; ++i) add_row(want, b, h, i);
@@ -225,6 +242,15 @@ struct GradientProblem {
     double sum = 0;
     for (std::int64_t i = 0; i < count; ++i) {
       sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+    }
+    return sum;
+  }
+
+  double added(const T* a, const T* b, const T* direction) const {
+    double sum = 0;
+    for (std::int64_t i = 0; i < n.depth; ++i) {
+      sum += static_cast<double>(direction[i]) *
+             std::tanh(static_cast<double>(a[i]) + static_cast<double>(b[i]));
     }
     return sum;
   }
@@ -245,7 +271,9 @@ struct GradientProblem {
     for (std::int64_t j = 0; j < n.keys; ++j) {
       if (!allowed(b, h, i, j)) continue;
       Term term{.key = j, .slope = 1, .kept = 1};
-      term.score = static_cast<double>(scale) * dot(q, key.data() + (first + j) * n.depth, n.depth);
+      const T* k = key.data() + (first + j) * n.depth;
+      term.score = variant.additive ? added(q, k, v.data() + h * n.depth)
+                                    : static_cast<double>(scale) * dot(q, k, n.depth);
       if (variant.softcap > 0) {
         const double t = std::tanh(term.score / variant.softcap);
         term.score = variant.softcap * t;
@@ -293,11 +321,30 @@ struct GradientProblem {
             factor * static_cast<double>(from[static_cast<std::size_t>(from_row * count + d)]);
       }
     };
-    add(want.query, row, slope, key, key_row, n.depth);
-    add(want.key, key_row, slope, query, row, n.depth);
     add(want.value, key_row, term.weight * term.kept, grad_out, row, n.columns);
     if (!want.mask.empty()) want.mask[pair(b, h, i, term.key)] += ds;
+    if (variant.additive) {
+      add_tanh(want, row, key_row, h, ds * term.slope);
+      return;
+    }
+    add(want.query, row, slope, key, key_row, n.depth);
+    add(want.key, key_row, slope, query, row, n.depth);
     want.mass[static_cast<std::size_t>((b * n.heads + h) * n.keys + term.key)] += term.weight;
+  }
+
+  void add_tanh(Gradients<double>& want, std::int64_t row, std::int64_t key_row, std::int64_t h,
+                double ds) const {
+    for (std::int64_t a = 0; a < n.depth; ++a) {
+      const auto of_query = static_cast<std::size_t>(row * n.depth + a);
+      const auto of_key = static_cast<std::size_t>(key_row * n.depth + a);
+      const auto of_v = static_cast<std::size_t>(h * n.depth + a);
+      const double t =
+          std::tanh(static_cast<double>(query[of_query]) + static_cast<double>(key[of_key]));
+      const double inner = ds * static_cast<double>(v[of_v]) * (1 - t * t);
+      want.query[of_query] += inner;
+      want.key[of_key] += inner;
+      want.v[of_v] += ds * t;
+    }
   }
 };
 
