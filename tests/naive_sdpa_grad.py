@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.naive_sdpa import dropout_of, inputs_of, naive_outputs, rounding
+from tests.naive_sdpa import Step, dropout_of, inputs_of, naive_outputs, rounding
 from tests.reference_sdpa import AnyArray, Options
 from tests.reference_sdpa_grad import sum_to
 
@@ -52,12 +52,21 @@ def naive_gradients(
     slope = _slope(query.shape[-1], found["capped_scores"].astype(compute), options)
     applied = rounded(p * factors)
     terms: dict[str, tuple[Any, Any, Any]] = {
-        "query": (rounded(d_scores * slope), size * slope, k),
-        "key": (rounded(d_scores * slope).swapaxes(-1, -2), (size * slope).swapaxes(-1, -2), q),
         "value": (applied.swapaxes(-1, -2), applied.swapaxes(-1, -2), g),
     }
+    if options.get("v") is None:
+        terms |= {
+            "query": (rounded(d_scores * slope), size * slope, k),
+            "key": (rounded(d_scores * slope).swapaxes(-1, -2), (size * slope).swapaxes(-1, -2), q),
+        }
     gradients = {name: left @ right for name, (left, _, right) in terms.items()}
     squares = {name: left**2 @ right**2 for name, (_, left, right) in terms.items()}
+    if options.get("v") is not None:
+        vectors = np.asarray(options["v"]).astype(compute)
+        for part, more in zip(
+            (gradients, squares), _through_tanh(q, k, vectors, d_scores, size, rounded), strict=True
+        ):
+            part |= more
     if options.get("sinks") is not None:
         shift = np.where(lse > -np.inf, lse, 0.0)  # never -inf where there is a sink
         sink = np.exp(np.asarray(options["sinks"], compute)[:, None] - shift)[..., None]
@@ -71,6 +80,26 @@ def naive_gradients(
     both = [_by_argument(arrays, past, groups) for arrays in (gradients, squares)]
     narrow = {n: a.astype(query.dtype) for n, a in both[0].items()}
     return Gradients(narrow, {n: float(np.sqrt(a.max(initial=0.0))) for n, a in both[1].items()})
+
+
+def _through_tanh(
+    q: AnyArray, k: AnyArray, v: AnyArray, d_scores: AnyArray, size: AnyArray, rounded: Step
+) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:
+    """The gradients of query, key and v from those of the scores, and the sums of squared terms."""
+    t = rounded(np.tanh(rounded(q[:, :, :, None] + k[:, :, None])))
+    inner = rounded(v[:, None, None] * (1 - t**2))
+    gradients = {
+        "query": (d_scores[..., None] * inner).sum(axis=3),
+        "key": (d_scores[..., None] * inner).sum(axis=2),
+        "v": np.einsum("bhts,bhtsa->ha", d_scores, t),
+    }
+    # A half type rounds t, so that 1 - t^2 is off by as much as if its terms were of size 1.
+    squares = {
+        "query": (size[..., None] ** 2 * v[:, None, None] ** 2).sum(axis=3),
+        "key": (size[..., None] ** 2 * v[:, None, None] ** 2).sum(axis=2),
+        "v": np.broadcast_to((size**2).sum(axis=(0, 2, 3))[:, None], v.shape),
+    }
+    return gradients, squares
 
 
 def _slope(depth: int, capped: AnyArray, options: Options) -> AnyArray:

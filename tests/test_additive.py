@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyattn as pa
+from pyattn.grad import pullback
 from tests.draws import (
     EDGES,
     FLOATS,
@@ -20,8 +21,11 @@ from tests.draws import (
     poison,
 )
 from tests.naive_sdpa import naive_outputs
+from tests.naive_sdpa_grad import naive_gradients
 from tests.outputs import TOP_K, check_all
+from tests.reference import max_error, tolerance
 from tests.reference_sdpa import sdpa_outputs
+from tests.reference_sdpa_grad import sdpa_gradients
 
 ISAS = pa.runtime.available_isas()
 AUX = (
@@ -148,38 +152,47 @@ def gradients(arrays: Any, weight: Any, lse_weight: Any, **options: Any) -> Any:
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), isa=st.sampled_from(ISAS), seed=st.integers(0, 2**32 - 1))
 def test_gradients_on_anything(data: Any, isa: str, seed: int) -> None:
-    """In float32 against float64, whose gradients the cases compare with differences."""
     draw, rng = data.draw, np.random.default_rng(seed)
     batch, heads, rows, keys, units, width = draw_sizes(draw)
-    spread = draw(SPREADS)
-    shapes = ((rows, spread, units), (keys, spread, units), (keys, 1.0, width))
-    wide = [s * rng.standard_normal((batch, n, heads * e)) for n, s, e in shapes]
-    wide = [x.astype(np.float32).astype(np.float64) for x in wide]
-    wide.append(rng.uniform(-1, 1, heads * units).astype(np.float32).astype(np.float64))
-    mask = draw_mask(draw, rng, (batch, heads, rows, keys), np.bool_, short=True)
-    options = draw_positions(draw, rng, batch, rows, keys) | {"attn_mask": mask, "num_heads": heads}
-    plain = {name: options[name] for name in ("is_causal", "window", "query_start", "kv_lengths")}
-    oracle = plain | {"mask": mask, "v": wide[3].reshape(heads, -1)}
-    seen = (
-        sdpa_outputs(*(heads_of(x, heads) for x in wide[:3]), **oracle)["biased_scores"] > -np.inf
+    dtype, spread = draw(st.sampled_from(FLOATS)), draw(SPREADS)
+    wide = np.float64 if dtype == np.float64 else np.float32
+    shapes = ((rows, spread, units), (keys, spread, units), (keys, 1.0, width), (rows, 1.0, width))
+    q, k, x, g_out = (
+        (size * rng.standard_normal((batch, heads, n, e))).astype(dtype) for n, size, e in shapes
     )
-    weight = rng.standard_normal((batch, rows, heads * width))
-    lse_weight = rng.standard_normal((batch, heads, rows)) * seen.any(3)
+    g_lse = rng.standard_normal((batch, heads, rows)).astype(wide)
+    v = rng.uniform(-1, 1, (heads, units)).astype(dtype)
+    mask = draw_mask(draw, rng, (batch, heads, rows, keys), dtype, short=True)
+    options = draw_positions(draw, rng, batch, rows, keys) | draw_dropout(draw)
+    cotangents = {"out_cotangent": g_out, "lse_cotangent": g_lse}
+    oracle = cotangents | options | {"mask": mask, "v": v}
+    exact = sdpa_gradients(q, k, x, **oracle)
+    plain = naive_gradients(q, k, x, **oracle)
+    seen = sdpa_outputs(q, k, x, mask=mask, v=v, **options)["biased_scores"] > -np.inf
+    arrays = {"query": merged(poison(q, ~seen.any(3))), "v": v.reshape(-1)}
+    arrays |= {n: merged(poison(a, ~seen.any(2))) for n, a in (("key", k), ("value", x))}
+    if "mask" in exact:
+        arrays["mask"] = mask
+    leaves = {name: pa.Tensor(array, requires_grad=True) for name, array in arrays.items()}
     pa.runtime.set_isa(isa)
-    with np.errstate(invalid="ignore"):  # the log-sum-exp of a row without a key, times 0
-        exact = gradients(wide, weight, lse_weight, **options)
-    never = ~seen.any(2)
-    narrow = [x.astype(np.float32) for x in wide]
-    for i in (1, 2):
-        narrow[i] = merged(poison(heads_of(narrow[i], heads), never))
-    narrow[0] = merged(poison(heads_of(narrow[0], heads), ~seen.any(3)))
-    with np.errstate(invalid="ignore"):
-        found = gradients(
-            narrow, weight.astype(np.float32), lse_weight.astype(np.float32), **options
-        )
-    for f, e in zip(found, exact, strict=True):
-        assert np.isfinite(e).all()
-        np.testing.assert_allclose(f, e, rtol=0, atol=2e-5 * max(1.0, np.abs(e).max()))
+    outputs = pa.additive_attention(
+        leaves["query"], leaves["key"], leaves["value"], leaves["v"],
+        attn_mask=leaves.get("mask", mask), num_heads=heads, aux=("lse",), **options,
+    )  # fmt: skip
+    found = dict(
+        zip(leaves, pullback(outputs, (merged(g_out), g_lse), [*leaves.values()]), strict=True)
+    )
+    found |= {name: heads_of(found[name], heads) for name in ("query", "key", "value")}
+    found["v"] = found["v"].reshape(heads, -1)
+    assert found.keys() == exact.keys()
+    for name, array in found.items():
+        assert array.dtype == dtype, name
+        rough = plain.spread[name]
+        score = float(np.abs(v).astype(np.float64).sum(1).max())
+        bound = tolerance(plain.found[name], exact[name], score=score, spread=rough)
+        # Terms of this size cancel before they get as small as the result.
+        bound += 8 * float(np.finfo(wide).eps) * rough
+        assert max_error(array, exact[name]) <= bound, name
 
 
 def test_gradients_do_not_depend_on_the_threads(rng: Any) -> None:

@@ -233,6 +233,7 @@ VARIANTS: dict[str, Any] = {
     "dropout": {"dropout_p": 0.4, "rng": 2**40 + 9},
     "past": {"past_key": _normal(2, 2, 2, 4, seed=3), "past_value": _normal(2, 2, 2, 3, seed=4)},
 }
+VARIANTS["additive"] = {"v": _normal(4, 4, seed=5), "mask": _normal(2, 4, 3, 5)}
 VARIANTS["all"] = {
     **VARIANTS["past"], **VARIANTS["dropout"], **VARIANTS["sinks"], **VARIANTS["alibi"],
     "softcap": 0.9, "mask": _normal(4, 1, 7), "is_causal": True, "window": (4, 3),
@@ -241,11 +242,14 @@ VARIANTS["all"] = {
 VARIANTS["all of float masks"] = {**VARIANTS["all"], "mask": _normal(2, 1, 3, 6)}
 
 
+FLOAT_OPTIONS = ("mask", "sinks", "v", "past_key", "past_value")
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_are_central_differences(name: str) -> None:
     options, step = VARIANTS[name], 1e-5
     arrays: dict[str, Any] = dict(zip(("query", "key", "value"), _qkv(), strict=True))
-    floats = {n: a for n, a in options.items() if n in ("mask", "sinks", "past_key", "past_value")}
+    floats = {n: a for n, a in options.items() if n in FLOAT_OPTIONS}
     arrays |= {n: a.copy() for n, a in floats.items() if a.dtype == np.float64}
     g_out, g_lse = _normal(2, 4, 3, 3, seed=9), _normal(2, 4, 3, seed=8)
 
