@@ -45,7 +45,7 @@ def found(results: Results) -> list[Target]:
         if report.ours(rows) is not None:
             suites.setdefault(report.suite_of(rows[0]), {})[case.split("/", 1)[1]] = rows
     rules: tuple[Callable[[dict[str, dict[str, Rows]]], Iterator[Target]], ...] = (
-        _prefill, _matrix_rate, _narrow, _decode, _tiny, _backward, _window, _mask,
+        _prefill, _matrix_rate, _narrow, _decode, _tiny, _backward, _window, _mask, _additive,
     )  # fmt: skip
     return [target for rule in rules for target in rule(suites)]
 
@@ -166,3 +166,11 @@ def _mask(suites: Suites) -> Iterator[Target]:
             if masked and full:
                 part = report.rate(masked) / report.rate(full)
                 yield Target("a boolean mask, per allowed area, of no mask", case, part, 0.85)
+
+
+def _additive(suites: Suites) -> Iterator[Target]:
+    forward, both = suites.get("additive", {}), suites.get("additive-backward", {})
+    yield from _ratios("additive, times torch.compile", forward, 12.0, "torch.compile")
+    yield from _ratios("additive, times eager PyTorch", forward, 60.0, "torch eager")
+    work = "additive forward and backward, times eager PyTorch"
+    yield from _ratios(work, both, 15.0, "torch eager")
