@@ -10,14 +10,14 @@
 // the direct tanh. A masked key has no say in it. A NaN is not counted: it spreads on either path.
 // Error of a score: below 6e-7 * sum_a |v_a| on either path, for |q|, |k| of any size (largest
 // found on any instruction set, |q|, |k| to 4e4, A to 1024; 4e-7 with AVX-512; direct
-// evaluation 1.5e-7). Queries are in the lanes, as for the dot product, unless they fill no more
-// than half a register: then the terms are (for one query, a decoding step, 2 to 3 times faster;
-// even at 8 of 16 lanes). One query alone takes the exponential of the sum, at any size, and stores
-// nothing: 1.25 times as fast as the exponentials of keys that are used once. Stored otherwise:
-// beside attention.inl, e^2q of the block and e^2k of the tile, 64 A numbers each. Tried and slower
-// (AVX-512, Zen 5): one reciprocal per term, by 3 % with full registers and by 30 % for one query;
-// for one query, asking for the rows of V during the scores, by 9 %. One reciprocal for four terms
-// would halve kLimit.
+// evaluation 1.5e-7). Queries are in the lanes, as for the dot product, but those at the end that
+// fill no more than half a register: of them the terms are (2 to 3 times as fast for one query, and
+// 1.16 to 1.22 times for the 2 or 4 that 50 or 20 leave over). One query alone takes the
+// exponential of the sum, at any size, and stores nothing: 1.25 times as fast as the exponentials
+// of keys that are used once. Stored otherwise: beside attention.inl, e^2q of the block and e^2k of
+// the tile, 64 A numbers each. Tried and slower (AVX-512, Zen 5): one reciprocal per term, by 3 %
+// with full registers and by 30 % for one query; for one query, asking for the rows of V during the
+// scores, by 9 %. One reciprocal for four terms would halve kLimit.
 #pragma once
 
 #include "cpu/attention.inl"
@@ -179,7 +179,7 @@ class AdditiveScore {
         length_(queries.p.query.shape[3]),
         step_(queries.p.key.stride[3]),
         depth_(length_ + length_ % 2),
-        terms_in_lanes_(queries.count * 2 <= V::kLanes),
+        in_panels_(queries.count - trailing_rows(queries.count)),
         alone_(queries.count == 1 && !kKeepsExponentials) {
     // The heads have keys of their own, so a block has one head.
     const T* v = queries.p.v + queries.head(0) * length_;
@@ -190,14 +190,11 @@ class AdditiveScore {
     }
     total_ = static_cast<T>(total);
     if (depth_ > length_) w.v[length_] = T(0);  // the second term of the last pair
-    if (terms_in_lanes_) {
-      begin_rows(queries);
-      return;
-    }
+    for (int lane = in_panels_; lane < queries.count; ++lane) begin_row(queries, lane);
+    if (in_panels_ == 0) return;
     load_queries<V>(queries, depth_, T(1), w.query);
-    for (int lane = 0; lane < queries.count; lane += kPanel<V>) {
-      with_vecs<V>(queries.count - lane,
-                   [&](auto vecs) { begin_panel<decltype(vecs)::value>(lane); });
+    for (int lane = 0; lane < in_panels_; lane += kPanel<V>) {
+      with_vecs<V>(in_panels_ - lane, [&](auto vecs) { begin_panel<decltype(vecs)::value>(lane); });
     }
   }
 
@@ -228,45 +225,60 @@ class AdditiveScore {
 
   template <int NV>
   void strip(const Tile<X>&, const Strip<V>& strip, int, Ahead<X>& ahead, T* sums) const {
-    const std::int64_t at = panel_offset<V>(strip.lane, depth_);
     const std::int64_t share = ahead.lines(1);
+    const bool has_rows = strip.lane + strip.lanes > in_panels_;
     for (int k = 0; k < strip.keys; ++k) {
       ahead.touch(share);
       T* place = sums + k * kPanel<V>;
-      if (alone_) {
-        V::broadcast(T(0)).store(place);
-        *place = lone_score<V>(w_.query, key_[k], w_.v, total_, length_, kLimit);
-      } else if (terms_in_lanes_) {
-        score_row(strip, k, place);
-      } else if (factored_[k]) {
-        factored_scores<V, NV>(w_.query_exp + at, w_.keys_exp + k * depth_, w_.v, total_, depth_,
-                               place);
-      } else {
-        direct_scores<V, NV>(w_.query + at, key_[k], w_.v, length_, place);
+      if (!has_rows) {
+        score_panel<NV>(strip.lane, k, place);
+        continue;
       }
+      // They share the last register.
+      if constexpr (NV > 1) score_panel<NV - 1>(strip.lane, k, place);
+      score_rows(strip, k, (NV - 1) * V::kLanes, place);
     }
   }
 
  private:
-  // Few queries: rows as they come, no panels.
-  void begin_rows(const Queries<X>& queries) {
+  static constexpr int trailing_rows(int count) {
+    const int last = count % V::kLanes;
+    return last * 2 <= V::kLanes ? last : 0;
+  }
+
+  void begin_row(const Queries<X>& queries, int lane) {
     const std::int64_t step = queries.p.query.stride[3];
-    for (int lane = 0; lane < queries.count; ++lane) {
-      const X* row = queries.query(lane);
-      T* copy = w_.query + lane * depth_;
-      for (std::int64_t a = 0; a < length_; ++a) copy[a] = widen<V>(row + a * step);
-      see(largest(copy));
-      exponentiate(copy, w_.query_exp + lane * depth_);
+    const X* row = queries.query(lane);
+    T* copy = w_.query_rows + lane * depth_;
+    for (std::int64_t a = 0; a < length_; ++a) copy[a] = widen<V>(row + a * step);
+    see(largest(copy));
+    if (!alone_) exponentiate(copy, w_.rows_exp + lane * depth_);
+  }
+
+  template <int NV>
+  void score_panel(int lane, int k, T* sums) const {
+    const std::int64_t at = panel_offset<V>(lane, depth_);
+    if (factored_[k]) {
+      factored_scores<V, NV>(w_.query_exp + at, w_.keys_exp + k * depth_, w_.v, total_, depth_,
+                             sums);
+    } else {
+      direct_scores<V, NV>(w_.query + at, key_[k], w_.v, length_, sums);
     }
   }
 
-  void score_row(const Strip<V>& strip, int k, T* sums) const {
-    V::broadcast(T(0)).store(sums);  // the lanes without a query
-    for (int i = 0; i < strip.lanes; ++i) {
+  // The lanes of a strip from `first` on.
+  void score_rows(const Strip<V>& strip, int k, int first, T* sums) const {
+    V::broadcast(T(0)).store(sums + first);  // the lanes without a query
+    for (int i = first; i < strip.lanes; ++i) {
       const std::int64_t at = (strip.lane + i) * depth_;
-      sums[i] = factored_[k] ? factored_score<V>(w_.query_exp + at, w_.keys_exp + k * depth_, w_.v,
-                                                 total_, length_)
-                             : direct_score<V>(w_.query + at, key_[k], w_.v, length_);
+      if (alone_) {
+        sums[i] = lone_score<V>(w_.query_rows, key_[k], w_.v, total_, length_, kLimit);
+      } else if (factored_[k]) {
+        sums[i] =
+            factored_score<V>(w_.rows_exp + at, w_.keys_exp + k * depth_, w_.v, total_, length_);
+      } else {
+        sums[i] = direct_score<V>(w_.query_rows + at, key_[k], w_.v, length_);
+      }
     }
   }
 
@@ -305,7 +317,7 @@ class AdditiveScore {
   std::int64_t length_;
   std::int64_t step_;   // along a row of K
   std::int64_t depth_;  // A rounded up to even
-  bool terms_in_lanes_;
+  int in_panels_;       // of the queries; the others are rows
   bool alone_;
   T total_ = T(0);
   T query_largest_ = T(0);

@@ -17,12 +17,14 @@ struct State {
 
 template <class T>
 struct Workspace {
-  T* query;      // [panel][depth][lane], or [row][depth] for few queries
-  T* query_exp;  // the same, additive only
-  T* scores;     // [panel][key][lane]
-  T* bias;       // the same
-  T* spare;      // the same
-  T* keys;       // copies of rows of K, or what the mechanism makes of them
+  T* query;       // [panel][depth][lane], or [row][depth] for few queries
+  T* query_exp;   // the same, additive only
+  T* query_rows;  // [row][depth], additive only
+  T* rows_exp;    // the same
+  T* scores;      // [panel][key][lane]
+  T* bias;        // the same
+  T* spare;       // the same
+  T* keys;        // copies of rows of K, or what the mechanism makes of them
   T* keys_exp;
   T* values;           // copies of rows of V
   void* turned_query;  // [row][depth] in the storage type, as the next
@@ -55,8 +57,8 @@ struct Workspace {
     keys = take(kTileKeys * depth);
     keys_exp = take(kTileKeys * depth);
     values = take(kTileKeys * columns);
-    turned_query = take(kBlockRows * depth);
-    turned_keys = take(kTileKeys * depth);
+    turned_query = query_rows = take(kBlockRows * depth);
+    turned_keys = rows_exp = take(kTileKeys * depth);
     wide = take(depth);
     zeros = take(columns);
     v = take(depth);
