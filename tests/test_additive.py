@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -229,3 +231,28 @@ def test_what_one_query_sees_stays_there(rng: Any) -> None:
         assert np.isfinite(grad[0, [0, 1, 4, 5]]).all()
         assert np.isnan(grad[0, 2:4]).any()
     assert np.isnan(found[3]).any()
+
+
+def test_memory_is_linear() -> None:
+    """T = S = 8192, A = 256, forward and backward: below 64 MB, where the sums are 69 GB."""
+    script = """
+import resource
+import sys
+import numpy as np
+from pyattn import _core
+rng = np.random.default_rng(0)
+q, k, x, g = (rng.standard_normal((1, 1, 8192, 256), dtype=np.float32) for _ in range(4))
+v = rng.standard_normal((1, 256), dtype=np.float32)
+_core.additive(q[:, :, :1], k, x, v, None, -1, None, None)
+unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss, per MB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+out, lse = _core.additive(q, k, x, v, None, -1, ("lse",), None)
+want = {"query", "key", "value", "v"}
+grads = _core.additive_backward(q, k, x, v, None, -1, None, out, lse, g, None, want)
+results = sum(array.nbytes for array in (out, lse, *grads) if array is not None) / 2**20
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit - before - results)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert float(found.stdout) < 64
