@@ -20,8 +20,8 @@ from pyattn import runtime
 from pyattn.extras import needs
 from pyattn.grad import Parametrized
 from pyattn.io import atomic_write
-from pyattn.onnx_graph import DOMAIN, Graph, Shared
-from pyattn.tensor import Array, Spec, Tensor
+from pyattn.onnx_graph import DOMAIN, Graph, Shared, value_info
+from pyattn.tensor import Array, Tensor
 
 if TYPE_CHECKING:
     import onnx
@@ -80,7 +80,7 @@ class Input:
                 array = array.take(np.arange(sizes[name]) % array.shape[axis], axis=axis)
         if self.at_most is not None:
             array = np.minimum(array, sizes[self.at_most]).astype(array.dtype)
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array).reshape(array.shape)  # NumPy makes rank 0 rank 1
 
 
 def export(
@@ -230,8 +230,8 @@ def _trace(
         helper.make_graph(
             graph.nodes,
             type(model).__name__,
-            [_value_info(name, tensor.spec) for name, tensor in symbols.items()],
-            [_value_info(name, spec) for name, spec in described],
+            [value_info(name, tensor.spec) for name, tensor in symbols.items()],
+            [value_info(name, spec) for name, spec in described],
             initializers,
             # No value_info: told the shapes between nodes, ONNX Runtime 1.32 fuses additions with
             # normalisations, and MiniLM then takes 10 to 17 % longer.
@@ -249,13 +249,6 @@ def _trace(
 def _array(value: Any) -> Array:
     array: Array = value.numpy() if isinstance(value, Tensor) else value
     return array
-
-
-def _value_info(name: str, spec: Spec) -> Any:
-    from onnx import helper
-
-    sizes = [size if isinstance(size, int) else str(size) for size in spec.shape]
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(spec.dtype), sizes)
 
 
 def _named_outputs(result: Any) -> dict[str, Tensor]:

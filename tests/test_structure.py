@@ -23,7 +23,7 @@ PACKAGE = ROOT / "pyattn"
 # A module may import modules of its own layer and of earlier ones.
 LAYERS = [
     {"_core", "dtypes", "extras", "interchange"},
-    {"tensor"},
+    {"tensor", "walk"},
     {"ops", "runtime"},
     {"grad", "io", "onnx_graph", "ort"},
     {"export", "attention"},
