@@ -36,3 +36,32 @@ def repeated(
         states.append(after)
     counts = [np.full(len(rows), float(i)) for i in range(steps + 1)]
     return states[-1], counts[-1], np.stack(states[:-1], 1), np.stack(counts[:-1], 1)
+
+
+def adam(
+    parameters: list[float],
+    gradients: list[list[float]],
+    rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float = 0.0,
+    max_norm: float | None = None,
+) -> list[float]:
+    """Algorithm 1 of Kingma and Ba 2014 (arXiv:1412.6980) on a list of numbers.
+
+    `gradients` has one list per step. Weight decay as in Loshchilov and Hutter 2017
+    (arXiv:1711.05101, algorithm 2); the gradient is first made no longer than `max_norm`.
+    """
+    theta = list(parameters)
+    m, v = [0.0] * len(theta), [0.0] * len(theta)
+    for t, given in enumerate(gradients, 1):
+        norm = math.sqrt(math.fsum(g * g for g in given))
+        shrink = 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
+        for i, number in enumerate(given):
+            g = number * shrink
+            m[i] = betas[0] * m[i] + (1 - betas[0]) * g
+            v[i] = betas[1] * v[i] + (1 - betas[1]) * g * g
+            unbiased = m[i] / (1 - betas[0] ** t), v[i] / (1 - betas[1] ** t)
+            step = unbiased[0] / (math.sqrt(unbiased[1]) + eps)
+            theta[i] -= rate * (step + weight_decay * theta[i])
+    return theta

@@ -25,14 +25,14 @@ LAYERS = [
     {"_core", "dtypes", "extras", "interchange"},
     {"tensor", "walk"},
     {"ops", "runtime"},
-    {"grad", "io", "onnx_graph", "ort"},
+    {"grad", "io", "onnx_graph", "optim", "ort"},
     {"export", "attention"},
     {"nn"},
     {"models"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 USES_CORE = {"attention", "interchange", "ops", "runtime"}
-USES_ONNX = {"export", "onnx_graph", "ort"}
+USES_ONNX = {"export", "onnx_graph", "optim", "ort"}
 LAZY = {"onnx", "onnxruntime", "safetensors", "tokenizers", "tqdm", "ml_dtypes"}
 
 
