@@ -16,6 +16,7 @@ from pyattn import ops
 from tests import reference, reference_layers
 from tests.case import Case, In
 from tests.cases_attention import ADDITIVE, LUONG, SDPA, VARLEN
+from tests.cases_recurrent import RECURRENT
 
 
 def _unary(name: str, oracle: Callable[..., Any], kind: str = "float") -> Case:
@@ -258,6 +259,6 @@ LAYERS = [
     _rotary("positions-merged-interleaved", ("B", "T", 36), 6, num_heads=3, interleaved=True),
 ]
 
-CASES = [*ELEMENTWISE, *MOVING, *LAYERS, *SDPA, *VARLEN, *ADDITIVE, *LUONG]
+CASES = [*ELEMENTWISE, *MOVING, *LAYERS, *SDPA, *VARLEN, *ADDITIVE, *LUONG, *RECURRENT]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES)

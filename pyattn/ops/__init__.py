@@ -31,6 +31,7 @@ from pyattn.ops.elementwise import (
 from pyattn.ops.index import arange_like, causal_mask, length_mask, repeat, take
 from pyattn.ops.layers import dropout, gelu, layer_norm, rms_norm
 from pyattn.ops.linalg import linear, matmul
+from pyattn.ops.recurrent import gru, gru_cell, lstm, lstm_cell
 from pyattn.ops.reduce import max, mean, softmax, sum
 from pyattn.ops.rotary import rotary_embedding
 from pyattn.ops.shape import concat, expand_dims, getitem, reshape, transpose
@@ -50,6 +51,8 @@ __all__ = [
     "gelu",
     "getitem",
     "greater",
+    "gru",
+    "gru_cell",
     "layer_norm",
     "length_mask",
     "less",
@@ -57,6 +60,8 @@ __all__ = [
     "linear",
     "log",
     "logical_and",
+    "lstm",
+    "lstm_cell",
     "matmul",
     "max",
     "maximum",
