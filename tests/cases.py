@@ -16,6 +16,7 @@ from pyattn import ops
 from tests import reference, reference_decoder, reference_layers
 from tests.case import Case, In
 from tests.cases_attention import ADDITIVE, LUONG, SDPA, VARLEN
+from tests.cases_recurrent import RECURRENT
 
 
 def _unary(name: str, oracle: Callable[..., Any], kind: str = "float") -> Case:
@@ -350,6 +351,6 @@ def _loop(name: str, ran: int, **options: Any) -> Case:
 
 LOOPS = [_loop("steps", 3, steps=3, stops=False), _loop("done", 4, steps=9, stops=True)]
 
-CASES = [*ELEMENTWISE, *MOVING, *LAYERS, *LOOPS, *SDPA, *VARLEN, *ADDITIVE, *LUONG]
+CASES = [*ELEMENTWISE, *MOVING, *LAYERS, *LOOPS, *SDPA, *VARLEN, *ADDITIVE, *LUONG, *RECURRENT]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES)

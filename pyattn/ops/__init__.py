@@ -44,6 +44,7 @@ from pyattn.ops.index import (
 from pyattn.ops.layers import dropout, gelu, layer_norm, rms_norm
 from pyattn.ops.linalg import linear, matmul
 from pyattn.ops.loop import loop
+from pyattn.ops.recurrent import gru, gru_cell, lstm, lstm_cell
 from pyattn.ops.reduce import all, argmax, log_softmax, max, mean, softmax, sum
 from pyattn.ops.rotary import rotary_embedding
 from pyattn.ops.shape import concat, expand_dims, getitem, pad, reshape, stack, transpose
@@ -65,6 +66,8 @@ __all__ = [
     "gelu",
     "getitem",
     "greater",
+    "gru",
+    "gru_cell",
     "layer_norm",
     "length_mask",
     "less",
@@ -76,6 +79,8 @@ __all__ = [
     "logical_not",
     "logical_or",
     "loop",
+    "lstm",
+    "lstm_cell",
     "matmul",
     "max",
     "maximum",
