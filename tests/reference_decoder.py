@@ -8,7 +8,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tests.reference import Array
+from tests.reference import Array, additive
+from tests.reference_sdpa import Result
 
 
 def scatter_add(x: ArrayLike, indices: ArrayLike, updates: ArrayLike) -> Array:
@@ -65,3 +66,24 @@ def adam(
             step = unbiased[0] / (math.sqrt(unbiased[1]) + eps)
             theta[i] -= rate * (step + weight_decay * theta[i])
     return theta
+
+
+def additive_head(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    v: ArrayLike,
+    *,
+    g: float | None = None,
+    bias: ArrayLike | None = None,
+    kv_lengths: ArrayLike | None = None,
+    is_causal: bool = False,
+) -> Result:
+    """One head of additive attention; with `g` its v has that length (arXiv:1602.07868)."""
+    vector = np.asarray(v, np.float64)
+    if g is not None:
+        length = math.sqrt(math.fsum(number * number for number in vector))
+        vector = np.array([g * number / length for number in vector])
+    return additive(
+        query, key, value, vector, bias=bias, kv_lengths=kv_lengths, is_causal=is_causal
+    )
