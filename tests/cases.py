@@ -220,6 +220,13 @@ MOVING = [
         lambda x: [[[*row, 0.0, 0.0] for row in rows] for rows in x],
     ),
     Case(
+        "zeros_like/gradient",
+        "zeros_like",
+        {"x": In(("B", "T"))},
+        lambda x: x - ops.zeros_like(x),
+        lambda x: x + 0.0,
+    ),
+    Case(
         "zeros_like",
         "zeros_like",
         {"x": In(("B", "T", 3))},

@@ -6,8 +6,16 @@ from pyattn.nn.attention import (
     MultiHeadAttention,
     SelfAttention,
 )
+from pyattn.nn.decoder import (
+    BahdanauDecoderCell,
+    BahdanauState,
+    LuongDecoderCell,
+    LuongState,
+    Source,
+)
 from pyattn.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, RotaryEmbedding
 from pyattn.nn.module import Module
+from pyattn.nn.output import MaxoutOutput, PointerOutput
 from pyattn.nn.recurrent import GRU, LSTM, GRUCell, LSTMCell
 from pyattn.nn.transformer import TransformerEncoderLayer
 
@@ -15,6 +23,8 @@ __all__ = [
     "GRU",
     "LSTM",
     "AdditiveAttention",
+    "BahdanauDecoderCell",
+    "BahdanauState",
     "Dropout",
     "Embedding",
     "GRUCell",
@@ -22,10 +32,15 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LuongAttention",
+    "LuongDecoderCell",
+    "LuongState",
+    "MaxoutOutput",
     "Module",
     "MultiHeadAttention",
+    "PointerOutput",
     "RMSNorm",
     "RotaryEmbedding",
     "SelfAttention",
+    "Source",
     "TransformerEncoderLayer",
 ]

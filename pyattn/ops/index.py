@@ -191,7 +191,8 @@ _ZEROS_LIKE = Op(
     "zeros_like",
     lambda x, dtype: np.zeros(x.shape, dtype),
     lambda x, dtype: Spec(x.shape, dtype),
-    onnx=_zeros_like_onnx,
+    lambda *_: (None,),
+    _zeros_like_onnx,
 )
 
 
