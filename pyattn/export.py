@@ -113,7 +113,8 @@ def export(
         Whether each attention mechanism is a model-local function of the domain ``pyattn``
         (the default) or written out in standard operators.
     attention_outputs:
-        Whether the attention weights of each layer are outputs too: ``attention_weights_0``, ...
+        Whether the attention weights of each layer are outputs too: ``attention_weights_0``, ...;
+        of a layer within a loop those of all steps, with the axis of steps in front.
     verify:
         Whether to run the result in ONNX Runtime, at three choices of the dynamic sizes other than
         the example's, and compare it with the model run on arrays.

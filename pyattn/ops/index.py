@@ -189,8 +189,8 @@ def _zeros_like_onnx(graph: Any, node: Node, x: str) -> Any:
 
 _ZEROS_LIKE = Op(
     "zeros_like",
-    lambda x, dtype: np.zeros(x.shape, dtype),
-    lambda x, dtype: Spec(x.shape, dtype),
+    lambda x, dtype: np.zeros(x.shape, dtype or x.dtype),
+    lambda x, dtype: Spec(x.shape, dtype or x.dtype),
     lambda *_: (None,),
     _zeros_like_onnx,
 )
@@ -227,8 +227,7 @@ def scatter_add(x: Value, indices: Value, updates: Value) -> Any:
 
 def zeros_like(x: Value, dtype: DTypeLike | None = None) -> Any:
     """Return zeros of the shape of ``x``, of its dtype unless given; its entries are not read."""
-    rank_of("zeros_like", x)
-    return apply(_ZEROS_LIKE, x, dtype=np.dtype(x.dtype if dtype is None else dtype))
+    return apply(_ZEROS_LIKE, x, dtype=None if dtype is None else np.dtype(dtype))
 
 
 def repeat(x: Value, repeats: int, axis: int) -> Any:

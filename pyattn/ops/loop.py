@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from pyattn import interchange
 from pyattn.ops._rules import BOOL, INT64
 from pyattn.ops.elementwise import astype, logical_not
 from pyattn.ops.shape import stack
@@ -150,7 +151,7 @@ def loop(step: Step, state: Any, steps: int | Value, *, dim: str = "steps") -> t
 
 def _limit(steps: Any) -> Value:
     """Return the number of steps as an int64 array or Tensor of rank 0, checked if it is known."""
-    limit: Value = np.asarray(steps) if isinstance(steps, (int, np.integer)) else steps
+    limit: Value = np.asarray(steps) if isinstance(steps, (int, np.integer)) else _native(steps)
     spec = spec_of(limit)
     if isinstance(steps, bool) or spec is None or spec.dtype.kind not in "iu":
         raise TypeError(f"loop: steps must be an integer; got {steps!r}")
@@ -171,15 +172,17 @@ def _call(step: Step, state: Any) -> tuple[Any, Any, Any]:
             f"{type(result).__name__}" + (f" of {len(result)}" if isinstance(result, tuple) else "")
         )
     after, outputs, done = (*result, None)[:3]
-    before, found = list(map(spec_of, _leaves(state))), list(map(spec_of, _leaves(after)))
+    before, found = ([spec_of(_native(x)) for x in _leaves(part)] for part in (state, after))
     if before != found:
         raise ValueError(
             f"loop: the state must keep its shapes and dtypes; got {', '.join(map(str, found))} "
             f"for {', '.join(map(str, before))}"
         )
-    for output in map(spec_of, _leaves(outputs)):
-        if output is not None and output.ndim == 0:
-            raise ValueError(f"loop: outputs must be (B, ...) to be stacked; got {output}")
+    for output in _leaves(outputs):
+        spec = spec_of(_native(output))
+        if spec is not None and spec.ndim == 0:
+            raise ValueError(f"loop: outputs must be (B, ...) to be stacked; got {spec}")
+    done = _native(done)
     ending = spec_of(done)
     if ending is not None and ending != Spec((), BOOL):
         raise TypeError(f"loop: done must be a boolean of rank 0; got {ending}")
@@ -203,6 +206,11 @@ def _trace(step: Step, state: Any, limit: Value, dim: str) -> tuple[Any, Any]:
     results = apply(_LOOP, limit, *initial, *body.outer(), body=body)
     last, stacked = results[: len(initial)], results[len(initial) :]
     return _filled(after, iter(last)), _filled(outputs, iter(stacked))
+
+
+def _native(value: Any) -> Any:
+    """Return another library's array as NumPy's, anything else as it is."""
+    return interchange.as_ndarray("loop", value) if interchange.is_foreign(value) else value
 
 
 def _tensor(value: Value) -> Tensor:
