@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import pyattn as pa
 from pyattn import nn, ops
 from tests import reference_decoder
+from tests.draws import draw_layout
 
 LENGTHS = np.array([6, 3, 1])
 
@@ -64,6 +67,29 @@ def test_bahdanau_is_the_paper_s(options: Any, rng: Any) -> None:
     if loss:
         assert (exact.coverage_loss[:, 0] == 0).all()
         np.testing.assert_allclose(loss[0], exact.coverage_loss, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+def test_bahdanau_of_any_size_and_layout(data: Any, seed: int) -> None:
+    draw, rng = data.draw, np.random.default_rng(seed)
+    batch, steps, words_size = (draw(st.integers(1, 4)) for _ in range(3))
+    length, hidden, units = (draw(st.sampled_from([1, 2, 7, 9, 16, 17])) for _ in range(3))
+    half = draw(st.integers(1, 9))
+    lengths = rng.integers(1, length + 1, batch)
+    options = {"coverage": draw(st.booleans()), "maxout": draw(st.sampled_from([None, 1, 4]))}
+    cell = nn.BahdanauDecoderCell(words_size, hidden, 2 * half, units, rng=rng, **options)
+    words = rng.standard_normal((batch, steps, words_size)).astype(np.float32)
+    states = rng.standard_normal((batch, length, 2 * half)).astype(np.float32)
+    states[np.arange(length) >= lengths[:, None]] = np.nan
+    exact = reference_decoder.bahdanau(
+        words, states, lengths.tolist(), cell.parameters(), reset_after=False
+    )
+    source = cell.prepare(draw_layout(draw, states), lengths)
+    state = cell.initial_state(source)
+    outputs, weights = decode(cell, draw_layout(draw, words), state, source, ("weights",))
+    np.testing.assert_allclose(outputs, exact.outputs, atol=2e-5)
+    np.testing.assert_allclose(weights, exact.weights, atol=2e-5)
 
 
 def test_states_of_bahdanau(rng: Any) -> None:

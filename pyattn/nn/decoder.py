@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from pyattn.attention._checks import normalize_aux
 from pyattn.nn.attention import AdditiveAttention, LuongAttention
 from pyattn.nn.layers import Linear
 from pyattn.nn.module import Module, uniform
@@ -146,7 +147,8 @@ class BahdanauDecoderCell(Module):
         ``aux`` names what else to return behind these: ``"weights"`` ``(B, S)``, and, with
         coverage, ``"coverage_loss"`` ``(B,)``: ``sum_j min(a_j, k_j)``.
         """
-        names = _names(self, aux, BAHDANAU_AUX if self.coverage is not None else ("weights",))
+        known = BAHDANAU_AUX if self.coverage is not None else ("weights",)
+        names = normalize_aux(type(self).__name__, aux, known)
         _require_rank(self, 2, y=y)
         s, covered = state
         key = source.projected
@@ -246,7 +248,7 @@ class LuongDecoderCell(Module):
 
         ``aux=("weights",)`` returns the weights ``(B, S)`` behind these.
         """
-        names = _names(self, aux, ("weights",))
+        names = normalize_aux(type(self).__name__, aux, ("weights",))
         _require_rank(self, 2, y=y)
         recurrent = self.cell(concat([y, state.vector], -1), state.recurrent)
         h = recurrent[0] if isinstance(recurrent, tuple) else recurrent
@@ -267,12 +269,3 @@ def _require_rank(module: Module, rank: int, **given: Value) -> None:
         if rank_of(name, x) != rank:
             layout = "(B, size)" if rank == 2 else "(B, S, size)"
             raise ValueError(f"{name}: {key} must be {layout}; got shape {x.shape}")
-
-
-def _names(module: Module, aux: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    names = (aux,) if isinstance(aux, str) else tuple(aux)
-    if not set(names) <= set(known) or len(set(names)) < len(names):
-        raise ValueError(
-            f"{type(module).__name__}: aux may name each of {tuple(known)} once; got {names}"
-        )
-    return names
