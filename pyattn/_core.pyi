@@ -221,6 +221,72 @@ def rms_norm_gradient(
     That of scale is summed over the rows only: it has the shape of the normalised axes.
     """
 
+def gru(
+    gates: NDArray[_Float],
+    weight: NDArray[_Float],
+    bias: NDArray[_Float] | None,
+    h0: NDArray[_Float],
+    lengths: NDArray[np.int64] | None,
+    reverse: bool,
+    reset_after: bool,
+    keep: bool,
+) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float] | None]:
+    """Return the states after all steps, the last ones, and with `keep` what r is multiplied with.
+
+    gates (B, T, 3H) holds W x + b in the order r, z, n and is overwritten, with `keep` by the
+    gates; weight (3H, H) is U, h0 (B, H). bias (H,) belongs to U_n h where r multiplies it.
+    """
+
+def lstm(
+    gates: NDArray[_Float],
+    weight: NDArray[_Float],
+    h0: NDArray[_Float],
+    c0: NDArray[_Float],
+    lengths: NDArray[np.int64] | None,
+    reverse: bool,
+    keep: bool,
+) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float], NDArray[_Float] | None]:
+    """Return the states after all steps, the last h and c, and with `keep` c after all steps.
+
+    gates (B, T, 4H) holds W x + b in the order i, f, g, o and is overwritten, with `keep` by the
+    gates; weight (4H, H) is U, h0 and c0 (B, H).
+    """
+
+def gru_gradient(
+    gates: NDArray[_Float],
+    weight: NDArray[_Float],
+    h0: NDArray[_Float],
+    lengths: NDArray[np.int64] | None,
+    reverse: bool,
+    reset_after: bool,
+    output: NDArray[_Float],
+    inner: NDArray[_Float],
+    grad_output: NDArray[_Float],
+    grad_state: NDArray[_Float],
+) -> tuple[NDArray[_Float], NDArray[_Float]]:
+    """Return the gradients of the sums inside the gates (B, T, 4H), and that of h0.
+
+    They are those of r, z, U h + b (with reset_after; else nothing is written there) and n. Steps
+    that are not taken are not written. gates, output and inner come from `gru` with `keep`.
+    """
+
+def lstm_gradient(
+    gates: NDArray[_Float],
+    weight: NDArray[_Float],
+    h0: NDArray[_Float],
+    c0: NDArray[_Float],
+    lengths: NDArray[np.int64] | None,
+    reverse: bool,
+    cells: NDArray[_Float],
+    grad_output: NDArray[_Float],
+    grad_state: NDArray[_Float],
+    grad_cell: NDArray[_Float],
+) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float]]:
+    """Return the gradients of the sums inside the gates (B, T, 4H), and those of h0 and c0.
+
+    Steps that are not taken are not written. gates and cells come from `lstm` with `keep`.
+    """
+
 def rotary_embedding(
     x: NDArray[_Float],
     cos_cache: NDArray[_Float],

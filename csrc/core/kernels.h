@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/backward_params.h"
+#include "core/recurrent_params.h"
 
 namespace pyattn {
 
@@ -54,6 +55,12 @@ struct Kernels {
   void (*rms_norm)(const Rows<T>&, const RmsNormParams<T>&) noexcept;
   void (*rms_norm_gradient)(const RmsNormGradientRows<T>&, const RmsNormParams<T>&) noexcept;
   void (*rotary)(const RotaryParams<T>&, const RotaryBlock&) noexcept;
+
+  using Recurrent = void (*)(const RecurrentParams<T>&, const RecurrentStage&) noexcept;
+  Recurrent gru;
+  Recurrent lstm;
+  Recurrent gru_gradient;
+  Recurrent lstm_gradient;
 };
 
 struct KernelTable {

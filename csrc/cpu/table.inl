@@ -4,6 +4,8 @@
 #include "core/kernels.h"
 #include "cpu/additive_backward.inl"
 #include "cpu/elementwise.inl"
+#include "cpu/gru.inl"
+#include "cpu/lstm.inl"
 #include "cpu/normalisation.inl"
 #include "cpu/rotary.inl"
 #include "cpu/sdpa.inl"
@@ -24,7 +26,11 @@ constexpr Kernels<typename V::Scalar> kernels_for() {
           .layer_norm = layer_norm_rows<V>,
           .rms_norm = rms_norm_rows<V>,
           .rms_norm_gradient = rms_norm_gradient_rows<V>,
-          .rotary = rotary<V>};
+          .rotary = rotary<V>,
+          .gru = gru<V>,
+          .lstm = lstm<V>,
+          .gru_gradient = gru_gradient<V>,
+          .lstm_gradient = lstm_gradient<V>};
 }
 
 template <class V, class X>

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pyattn import _core
 from pyattn.ops._recurrent import Layer, project, rows_of, spread, states_before, wide
 from pyattn.ops._rules import through_float32
 from pyattn.tensor import Array, Node, Op, Spec
@@ -31,13 +32,9 @@ def _shape(
         x, weight_input, weight_hidden, (bias_input, bias_hidden), (h0,), lengths
     )
     results = (Spec((batch, length, size), x.dtype), Spec((batch, size), x.dtype))
-    return (*results, Spec((batch, length, 4 * size), x.dtype)) if keep else results
-
-
-def _sigmoid(x: Array) -> Array:
-    half = x.dtype.type(0.5)
-    result: Array = np.tanh(x * half) * half + half
-    return result
+    if not keep:
+        return results
+    return (*results, *(Spec((batch, length, n * size), x.dtype) for n in (3, 1)))
 
 
 def _eval(
@@ -54,68 +51,17 @@ def _eval(
     keep: bool,
 ) -> tuple[Array, ...]:
     size = weight_hidden.shape[1]
-    valid = GRU.valid(x, lengths)
-    projected = project(x, weight_input, bias_input, valid)
-    batch, length = x.shape[:2]
-    h = np.zeros((batch, size), x.dtype) if h0 is None else h0.copy()
-    bias = np.zeros(3 * size, x.dtype) if bias_hidden is None else bias_hidden
-    output = np.zeros((batch, length, size), x.dtype)
-    gates = np.zeros((batch, length, 4 * size), x.dtype)
-    of_gates, of_new = weight_hidden[: 2 * size], weight_hidden[2 * size :]
-    for t in reversed(range(length)) if reverse else range(length):
-        b = slice(None) if valid is None else valid[:, t]
-        before, given = h[b], projected[b, t]
-        rz = _sigmoid(given[:, : 2 * size] + (before @ of_gates.T + bias[: 2 * size]))
-        r, z = rz[:, :size], rz[:, size:]
-        if reset_after:
-            recurrent = before @ of_new.T + bias[2 * size :]
-            n = np.tanh(given[:, 2 * size :] + r * recurrent)
-        else:
-            recurrent = r * before
-            n = np.tanh(given[:, 2 * size :] + (recurrent @ of_new.T + bias[2 * size :]))
-        h[b] = output[b, t] = (1 - z) * n + z * before
-        gates[b, t] = np.concatenate([r, z, recurrent, n], -1)
-    return (output, h, gates) if keep else (output, h)
-
-
-def _steps_back(
-    gates: Array,
-    weight_hidden: Array,
-    before: Array,
-    valid: Array | None,
-    g_output: Array,
-    g_last: Array,
-    *,
-    reverse: bool,
-    reset_after: bool,
-) -> tuple[Array, Array]:
-    """Return the gradients of the sums inside the gates, ``(B, T, 4H)``, and of h0.
-
-    In the last axis: those of r and z, of what r multiplies (or zeros), of the new state.
-    """
-    length, size = before.shape[1:]
-    of_gates, of_new = weight_hidden[: 2 * size], weight_hidden[2 * size :]
-    result = np.zeros_like(gates)
-    g = g_last.copy()
-    for t in range(length) if reverse else reversed(range(length)):
-        b = slice(None) if valid is None else valid[:, t]
-        r, z, recurrent, n = np.split(gates[b, t], 4, axis=-1)
-        h = before[b, t]
-        at = g[b] + g_output[b, t]
-        g_new = at * (1 - z) * (1 - n * n)
-        g_z = at * (h - n) * z * (1 - z)
-        if reset_after:
-            g_recurrent, g_r = g_new * r, g_new * recurrent * r * (1 - r)
-            back = g_recurrent @ of_new
-        else:
-            g_recurrent = np.zeros_like(g_new)
-            product = g_new @ of_new
-            g_r = product * h * r * (1 - r)
-            back = product * r
-        g_rz = np.concatenate([g_r, g_z], -1)
-        g[b] = at * z + back + g_rz @ of_gates
-        result[b, t] = np.concatenate([g_rz, g_recurrent, g_new], -1)
-    return result, g
+    biases, inner_bias = [bias_input, bias_hidden], None
+    if reset_after and bias_hidden is not None:
+        # That of U_n h is multiplied by r; the others are added to W x.
+        biases[1] = np.concatenate([bias_hidden[: 2 * size], np.zeros(size, x.dtype)])
+        inner_bias = np.ascontiguousarray(bias_hidden[2 * size :])
+    gates = project(x, weight_input, biases, GRU.valid(x, lengths))
+    weight, first, steps = GRU.dense(x, weight_hidden, h0, lengths)
+    output, h_n, inner = _core.gru(
+        gates, weight, inner_bias, first, steps, reverse, reset_after, keep
+    )
+    return (output, h_n, gates, inner) if keep and inner is not None else (output, h_n)
 
 
 def _vjp(
@@ -140,25 +86,20 @@ def _gradients(
     reset_after: bool,
 ) -> tuple[Array | None, ...]:
     x, weight_input, weight_hidden, bias_input, bias_hidden, h0, lengths = inputs
-    output, _, gates = outputs
+    output, _, gates, inner = outputs
     size = weight_hidden.shape[1]
     valid = GRU.valid(x, lengths)
-    before = states_before(output, h0, lengths, reverse=reverse)
-    g_gates, g_first = _steps_back(
-        gates,
-        weight_hidden,
-        before,
-        valid,
-        g_output,
-        g_last,
-        reverse=reverse,
-        reset_after=reset_after,
+    weight, first, steps = GRU.dense(x, weight_hidden, h0, lengths)
+    g_output, g_last = np.ascontiguousarray(g_output), np.ascontiguousarray(g_last)
+    g_gates, g_first = _core.gru_gradient(
+        gates, weight, first, steps, reverse, reset_after, output, inner, g_output, g_last
     )
+    before = states_before(output, h0, lengths, reverse=reverse)
     sums, states, rows = (rows_of(a, valid) for a in (g_gates, before, x))
     g_rz, g_new = sums[:, : 2 * size], sums[:, 3 * size :]
     g_hidden, new_states = sums[:, 2 * size : 3 * size], states
     if not reset_after:
-        g_hidden, new_states = g_new, rows_of(gates, valid)[:, 2 * size : 3 * size]
+        g_hidden, new_states = g_new, rows_of(inner, valid)
     g_rows = g_rz @ weight_input[: 2 * size] + g_new @ weight_input[2 * size :]
     both = g_rz.sum(0)
     return (

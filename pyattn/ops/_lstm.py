@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pyattn import _core
 from pyattn.ops._recurrent import Layer, project, rows_of, spread, states_before, wide
 from pyattn.ops._rules import through_float32
 from pyattn.tensor import Array, Node, Op, Spec
@@ -32,13 +33,9 @@ def _shape(
     )
     state = Spec((batch, size), x.dtype)
     results = (Spec((batch, length, size), x.dtype), state, state)
-    return (*results, Spec((batch, length, 5 * size), x.dtype)) if keep else results
-
-
-def _sigmoid(x: Array) -> Array:
-    half = x.dtype.type(0.5)
-    result: Array = np.tanh(x * half) * half + half
-    return result
+    if not keep:
+        return results
+    return (*results, *(Spec((batch, length, n * size), x.dtype) for n in (4, 1)))
 
 
 def _eval(
@@ -54,60 +51,10 @@ def _eval(
     reverse: bool,
     keep: bool,
 ) -> tuple[Array, ...]:
-    size = weight_hidden.shape[1]
-    valid = LSTM.valid(x, lengths)
-    projected = project(x, weight_input, bias_input, valid)
-    batch, length = x.shape[:2]
-    h, c = (np.zeros((batch, size), x.dtype) if s is None else s.copy() for s in (h0, c0))
-    output = np.zeros((batch, length, size), x.dtype)
-    gates = np.zeros((batch, length, 5 * size), x.dtype)
-    for t in reversed(range(length)) if reverse else range(length):
-        b = slice(None) if valid is None else valid[:, t]
-        sums = projected[b, t] + h[b] @ weight_hidden.T
-        if bias_hidden is not None:
-            sums += bias_hidden
-        i, f, g, o = np.split(sums, 4, axis=-1)
-        i, f, g, o = _sigmoid(i), _sigmoid(f), np.tanh(g), _sigmoid(o)
-        c[b] = f * c[b] + i * g
-        h[b] = output[b, t] = o * np.tanh(c[b])
-        gates[b, t] = np.concatenate([i, f, g, o, c[b]], -1)
-    return (output, h, c, gates) if keep else (output, h, c)
-
-
-def _steps_back(
-    gates: Array,
-    weight_hidden: Array,
-    c0: Array | None,
-    lengths: Array | None,
-    valid: Array | None,
-    g_output: Array,
-    g_last: Array,
-    g_cell: Array,
-    *,
-    reverse: bool,
-) -> tuple[Array, Array, Array]:
-    """Return the gradients of the sums inside the gates, ``(B, T, 4H)``, and of h0 and c0."""
-    batch, length, size = g_output.shape
-    before = states_before(gates[..., 4 * size :], c0, lengths, reverse=reverse)
-    result = np.zeros((batch, length, 4 * size), gates.dtype)
-    g_h, g_c = g_last.copy(), g_cell.copy()
-    for t in range(length) if reverse else reversed(range(length)):
-        b = slice(None) if valid is None else valid[:, t]
-        i, f, g, o, c = np.split(gates[b, t], 5, axis=-1)
-        at, squashed = g_h[b] + g_output[b, t], np.tanh(c)
-        carried = g_c[b] + at * o * (1 - squashed * squashed)
-        result[b, t] = np.concatenate(
-            [
-                carried * g * i * (1 - i),
-                carried * before[b, t] * f * (1 - f),
-                carried * i * (1 - g * g),
-                at * squashed * o * (1 - o),
-            ],
-            -1,
-        )
-        g_c[b] = carried * f
-        g_h[b] = result[b, t] @ weight_hidden
-    return result, g_h, g_c
+    gates = project(x, weight_input, (bias_input, bias_hidden), LSTM.valid(x, lengths))
+    weight, h, c, steps = LSTM.dense(x, weight_hidden, h0, c0, lengths)
+    output, h_n, c_n, cells = _core.lstm(gates, weight, h, c, steps, reverse, keep)
+    return (output, h_n, c_n) if cells is None else (output, h_n, c_n, gates, cells)
 
 
 def _vjp(
@@ -125,10 +72,12 @@ def _gradients(
     inputs: tuple[Any, ...], outputs: tuple[Array, ...], g: tuple[Array, ...], *, reverse: bool
 ) -> tuple[Array | None, ...]:
     x, weight_input, weight_hidden, bias_input, bias_hidden, h0, c0, lengths = inputs
-    output, _, _, gates = outputs
+    output, _, _, gates, cells = outputs
     valid = LSTM.valid(x, lengths)
-    g_gates, g_h0, g_c0 = _steps_back(
-        gates, weight_hidden, c0, lengths, valid, *g[:3], reverse=reverse
+    weight, h, c, steps = LSTM.dense(x, weight_hidden, h0, c0, lengths)
+    g_output, g_last, g_cell = (np.ascontiguousarray(a) for a in g[:3])
+    g_gates, g_h0, g_c0 = _core.lstm_gradient(
+        gates, weight, h, c, steps, reverse, cells, g_output, g_last, g_cell
     )
     before = states_before(output, h0, lengths, reverse=reverse)
     sums, states, rows = (rows_of(a, valid) for a in (g_gates, before, x))

@@ -78,6 +78,18 @@ class Layer:
         steps: Array = np.arange(length) < lengths[:, None]
         return steps
 
+    def dense(
+        self, x: Array, weight_hidden: Array, *states_and_lengths: Array | None
+    ) -> tuple[Any, ...]:
+        """Return weight, states and lengths as the kernel takes them, absent states as zeros."""
+        *states, lengths = states_and_lengths
+        zeros = (x.shape[0], weight_hidden.shape[1])
+        return (
+            np.ascontiguousarray(weight_hidden),
+            *[np.zeros(zeros, x.dtype) if s is None else np.ascontiguousarray(s) for s in states],
+            None if lengths is None else lengths.astype(np.int64),
+        )
+
     def write(self, graph: Any, node: Node, names: Sequence[str], **attributes: Any) -> Any:
         """Write the layer as ONNX's operator; None for a dtype that ONNX Runtime lacks.
 
@@ -162,11 +174,12 @@ def spread(rows: Array, valid: Array | None, batch: int, length: int) -> Array:
     return result
 
 
-def project(x: Array, weight: Array, bias: Array | None, valid: Array | None) -> Array:
+def project(x: Array, weight: Array, biases: Sequence[Array | None], valid: Array | None) -> Array:
     """Return ``W x_t + b`` of all steps: one product, in which padding has no part."""
     rows = rows_of(x, valid) @ weight.T
-    if bias is not None:
-        rows += bias
+    given = [bias for bias in biases if bias is not None]
+    if given:
+        rows += given[0] if len(given) == 1 else given[0] + given[1]
     return spread(rows, valid, *x.shape[:2])
 
 

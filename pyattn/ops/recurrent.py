@@ -224,5 +224,8 @@ def _step(name: str, x: Value) -> Any:
 
 
 def _tracked(given: tuple[Value | None, ...]) -> bool:
-    """Whether a gradient will be wanted, for which the gates are kept."""
-    return any(isinstance(value, Tensor) and value.requires_grad for value in given)
+    """Whether the gates are kept for a gradient. It computes them anew for half precision."""
+    return any(
+        isinstance(value, Tensor) and value.requires_grad and value.dtype.itemsize > 2
+        for value in given
+    )
