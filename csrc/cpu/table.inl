@@ -4,6 +4,7 @@
 #include "core/kernels.h"
 #include "cpu/additive_backward.inl"
 #include "cpu/elementwise.inl"
+#include "cpu/local_backward.inl"
 #include "cpu/normalisation.inl"
 #include "cpu/rotary.inl"
 #include "cpu/sdpa.inl"
@@ -41,6 +42,9 @@ constexpr AttentionKernels<X> attention_for() {
                              .store_keys = store_key_gradients<V, X>,
                              .add_scores = add_scores<V, X, AdditiveGradient>,
                              .store_scores = store_scores<V, X>};
+  table.local = {.rows = local_rows<V, X>,
+                 .add = add_local_gradients<V, X>,
+                 .store_keys = store_local_key_gradients<V, X>};
   return table;
 }
 
