@@ -1,8 +1,9 @@
 """Luong's attention as a user without a library would write it: the full matrix, then masked.
 
 The arithmetic is that of `tests.naive_sdpa`: in the dtype of the inputs, for half types in float32
-with each step rounded. Its error is the yardstick for a kernel of the same dtype, and it is a
-contender in the benchmarks. It reads masked entries, so it is given arrays without poison.
+with each step rounded; what is returned in float32 for them knows of rounded projections only, for
+these are arrays of the dtype. Its error is the yardstick for a kernel of the same dtype, and it is
+a contender in the benchmarks. It reads masked entries, so it is given arrays without poison.
 """
 
 from typing import Any, Unpack
@@ -31,7 +32,7 @@ def _steps(query: Any, key: Any, value: Any, rounded: Any, options: Alignment) -
     q, k = query.astype(compute), key.astype(compute)
     x = k if value is None else value.astype(compute)
     found: dict[str, Any] = {}
-    scores = _scores(q, k, rounded, options, compute)
+    scores = _scores(q, k, rounding(query.dtype), rounded, options, compute)
     mask = broadcast_mask(options.get("attn_mask"), scores.shape)
     allowed = np.ones(scores.shape, bool) if mask is None or mask.dtype != np.bool_ else mask
     if mask is not None and mask.dtype != np.bool_:
@@ -64,17 +65,17 @@ def _steps(query: Any, key: Any, value: Any, rounded: Any, options: Alignment) -
     return found | {"weights": weights, "out": rounded(weights @ x)}
 
 
-def _scores(q: Any, k: Any, rounded: Any, options: Alignment, compute: Any) -> Any:
+def _scores(q: Any, k: Any, projected: Any, rounded: Any, options: Alignment, compute: Any) -> Any:
     score = options.get("score", "dot")
     if score == "dot":
         return rounded(q @ k.swapaxes(1, 2))
     weight = np.asarray(options["weight"]).astype(compute)
     if score == "general":
-        return rounded(rounded(q @ weight) @ k.swapaxes(1, 2))
+        return rounded(projected(q @ weight) @ k.swapaxes(1, 2))
     if score == "location":
         return rounded(q @ weight[: k.shape[1]].T)
     v, size = np.asarray(options["v"]).astype(compute), q.shape[2]
-    left, right = rounded(q @ weight[:, :size].T), rounded(k @ weight[:, size:].T)
+    left, right = projected(q @ weight[:, :size].T), projected(k @ weight[:, size:].T)
     return rounded(rounded(np.tanh(rounded(left[:, :, None] + right[:, None]))) @ v)
 
 

@@ -37,8 +37,8 @@ struct LocalKernels {
   using T = Compute<X>;
   using Params = LocalGradientParams<X>;
 
-  void (*rows)(const LocalParams<X>&, std::int64_t batch, std::int64_t first, std::int64_t end,
-               std::byte* scratch) noexcept;
+  void (*rows)(const LocalParams<X>&, std::int64_t batch, const std::int64_t* rows,
+               std::int64_t count, std::byte* scratch) noexcept;
   // Stores the gradients of `count` rows and adds what they give to keys, values and v to `sums`.
   void (*add)(const Params&, std::int64_t batch, const std::int64_t* rows, std::int64_t count,
               const LocalSums<T>& sums, std::byte* scratch) noexcept;

@@ -30,16 +30,18 @@ std::int64_t window_keys(const LocalParams<X>& p) {
   return std::min(2 * p.half_width + 1, p.keys);
 }
 
-// What LocalRow and LocalGradient take: five numbers and an index for each key of a window, two
-// rows of each size, copies of four rows.
+// What LocalRow and LocalGradient take: five numbers, an index and two addresses for each key of a
+// window, a row of each size, and where numbers of a row have gaps between them, copies of the
+// rows.
 template <class X>
 std::int64_t scratch_bytes(const LocalParams<X>& p) {
   constexpr std::int64_t kSize = sizeof(Compute<X>);
-  constexpr std::int64_t kPieces = 11;
-  const std::int64_t rows = 2 * (p.query.shape[2] + p.value.shape[2]);
-  const std::int64_t copies = 4 * std::max(p.query.shape[2], p.value.shape[2]);
+  constexpr std::int64_t kPieces = 12;
   const std::int64_t width = round_up(window_keys(p), kSumAlign);
-  return width * (5 * kSize + 8) + (rows + copies) * kSize + kPieces * kCacheLine;
+  std::int64_t numbers = p.query.shape[2] + p.value.shape[2];
+  if (p.key.stride[2] != 1) numbers += width * p.key.shape[2];
+  if (p.value.stride[2] != 1) numbers += width * p.value.shape[2];
+  return width * (5 * kSize + 24) + numbers * kSize + kPieces * kCacheLine;
 }
 
 template <class X>
@@ -62,6 +64,30 @@ std::vector<LocalWindow> windows_of(const LocalParams<X>& p) {
     }
   }
   return windows;
+}
+
+// Rows of one entry, those whose windows lie near each other side by side, so that their keys are
+// still in the cache: into as many bins as there are rows, in order within each.
+void sort_rows(const LocalWindow* windows, std::int64_t rows, std::int64_t keys,
+               std::int64_t* order) {
+  const auto bin = [&](std::int64_t row) {
+    return static_cast<std::size_t>(keys == 0 ? 0 : windows[row].begin * rows / keys);
+  };
+  std::vector<std::int64_t> next(static_cast<std::size_t>(rows) + 1);
+  for (std::int64_t t = 0; t < rows; ++t) ++next[bin(t) + 1];
+  for (std::size_t i = 1; i < next.size(); ++i) next[i] += next[i - 1];
+  for (std::int64_t t = 0; t < rows; ++t) order[next[bin(t)]++] = t;
+}
+
+// The same for every entry.
+template <class X>
+std::vector<std::int64_t> sorted_rows(const LocalParams<X>& p) {
+  const std::int64_t rows = p.query.shape[1];
+  std::vector<std::int64_t> order(static_cast<std::size_t>(p.query.shape[0] * rows));
+  for (std::int64_t at = 0; at < p.query.shape[0] * rows; at += rows) {
+    sort_rows(p.windows + at, rows, p.keys, order.data() + at);
+  }
+  return order;
 }
 
 // Rows of one entry that share their sums, and where these are.
@@ -87,7 +113,8 @@ class LocalBackward {
         key_size_(params.grad_key.data == nullptr ? 0 : depth_),
         value_size_(params.grad_value.data == nullptr ? 0 : columns_),
         v_size_(params.grad_v == nullptr ? 0 : depth_),
-        v_total_(static_cast<std::size_t>(v_size_)) {}
+        v_total_(static_cast<std::size_t>(v_size_)),
+        order_(sorted_rows(p_)) {}
 
   void run() {
     for (std::int64_t first = 0; first < p_.query.shape[0];) {
@@ -107,22 +134,13 @@ class LocalBackward {
   }
 
  private:
-  const LocalWindow* windows(std::int64_t batch) const {
-    return p_.windows + batch * p_.query.shape[1];
-  }
-
-  // Sorts the rows of an entry by their windows and cuts them into parts, whatever the number of
-  // threads. Each part then covers a range of keys of its own, but for one window at the border.
-  // How many numbers there are in their sums.
+  // Cuts the sorted rows of an entry into parts, whatever the number of threads. Each part covers a
+  // range of keys of its own, but for a window and a bin at the border. Returns how many numbers
+  // there are in their sums.
   std::int64_t plan(std::int64_t batch) {
     const std::int64_t rows = p_.query.shape[1];
-    const LocalWindow* window = windows(batch);
-    order_.resize(static_cast<std::size_t>((batch + 1) * rows));
-    std::int64_t* order = order_.data() + batch * rows;
-    for (std::int64_t t = 0; t < rows; ++t) order[t] = t;
-    std::stable_sort(order, order + rows, [&](std::int64_t one, std::int64_t other) {
-      return window[one].begin < window[other].begin;
-    });
+    const LocalWindow* window = p_.windows + batch * rows;
+    const std::int64_t* order = order_.data() + batch * rows;
     // So many rows that the borders do not count.
     const std::int64_t step = std::max(kPartRows, 2 * window_keys(p_));
     std::int64_t numbers = 0;
@@ -132,7 +150,8 @@ class LocalBackward {
       for (std::int64_t i = first; i < first + part.rows; ++i) {
         const LocalWindow& one = window[order[i]];
         if (one.begin == one.end) continue;
-        if (part.sums.first < 0) part.sums.first = one.begin;
+        const bool first_one = part.sums.first < 0;
+        part.sums.first = first_one ? one.begin : std::min(part.sums.first, one.begin);
         part.sums.end = std::max(part.sums.end, one.end);
       }
       numbers += part_numbers(part.sums);
@@ -203,7 +222,7 @@ class LocalBackward {
       const auto entry = static_cast<std::size_t>(task / blocks);
       const std::int64_t key = task % blocks * kStoredKeys;
       const std::int64_t stop = std::min(key + kStoredKeys, keys);
-      // Ranges rise, so those that matter lie side by side.
+      // Ranges rise, but for the width of a bin.
       std::size_t from = p_.query.shape[1] == 0 ? 0 : starts[entry];
       std::size_t to = p_.query.shape[1] == 0 ? 0 : starts[entry + 1];
       while (from < to && sums[from].end <= key) ++from;
@@ -249,6 +268,7 @@ void run_local(LocalParams<X> params) {
   if (batch == 0 || rows == 0) return;
   const std::vector<LocalWindow> windows = windows_of(params);
   params.windows = windows.data();
+  const std::vector<std::int64_t> order = sorted_rows(params);
   const std::int64_t blocks = (rows + kTaskRows - 1) / kTaskRows;
   TaskLoop loop{.tasks = batch * blocks};
   loop.work = row_work(params) * static_cast<double>(batch * rows);
@@ -257,8 +277,9 @@ void run_local(LocalParams<X> params) {
   std::byte* memory = thread_scratch(static_cast<std::size_t>(scratch * workers));
   const auto kernel = attention_kernels_of<X>(kernels()).local.rows;
   auto body = [&](std::int64_t task, int worker) {
+    const std::int64_t entry = task / blocks;
     const std::int64_t first = task % blocks * kTaskRows;
-    kernel(params, task / blocks, first, std::min(first + kTaskRows, rows),
+    kernel(params, entry, order.data() + entry * rows + first, std::min(kTaskRows, rows - first),
            memory + scratch * worker);
   };
   parallel_for(loop, workers, body);

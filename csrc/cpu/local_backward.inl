@@ -29,14 +29,15 @@ class LocalGradient {
         columns_(p_.value.shape[2]),
         row_(p_, batch, scratch),
         grad_out_copy_(row_.template take<T>(columns_)),
-        query_sum_(row_.template take<T>(depth_)),
-        grad_(row_.template take<T>(row_.window_width())) {}
+        grad_(row_.template take<T>(row_.width())) {}
 
   void add(std::int64_t row) {
     row_.load(row);
-    fill<V>(query_sum_, depth_, row_.nothing());
+    X* to = params_.grad_query.data == nullptr ? nullptr : row_.at(params_.grad_query, row);
     T centre = row_.nothing();
-    if (row_.count() > 0) {
+    if (row_.count() == 0) {
+      if (to != nullptr) fill<V>(to, depth_, centre);
+    } else {
       grad_out_ = unit_row<V>(row_.at(params_.grad_out, row), params_.grad_out.stride[2], columns_,
                               grad_out_copy_);
       centre = add_scores(row);
@@ -45,18 +46,12 @@ class LocalGradient {
                grad_out_);
       }
       if (p_.v != nullptr) {
-        for (std::int64_t i = 0; i < row_.count(); ++i) add_tanh(i);
+        add_tanh(to);
       } else {
-        row_.add_rows(p_.key, grad_, query_sum_);
+        if (to != nullptr) row_.add_rows(row_.key_rows(), depth_, grad_, to);
         for (std::int64_t i = 0; sums_.key != nullptr && i < row_.count(); ++i) {
           add_to(key_sum(i), depth_, grad_[i], row_.query());
         }
-      }
-    }
-    if (params_.grad_query.data != nullptr) {
-      X* to = row_.at(params_.grad_query, row);
-      for (std::int64_t d = 0; d < depth_; d += V::kLanes) {
-        store_left(load_left<V>(query_sum_ + d, depth_ - d), to + d, depth_ - d);
       }
     }
     if (params_.grad_centre.data != nullptr) {
@@ -69,7 +64,7 @@ class LocalGradient {
 
   // Leaves ds in grad_; the gradient of the centre.
   T add_scores(std::int64_t row) {
-    row_.sum_rows(p_.value, grad_out_, DotTerm<V>{}, grad_);
+    row_.sum_rows(row_.value_rows(), columns_, grad_out_, DotTerm<V>{}, grad_);
     add_given(params_.grad_weights, row, 0);
     add_given(params_.grad_window_weights, row, row_.window().first);
     const std::int64_t count = row_.count();
@@ -110,18 +105,25 @@ class LocalGradient {
     }
   }
 
-  // Key i of the window: u = ds v (1 - tanh^2) for query and key, ds tanh for v.
-  void add_tanh(std::int64_t i) {
-    const X* key = row_.dense(p_.key, i, 0);
-    const V ds = V::broadcast(grad_[i]);
+  // u = ds v (1 - tanh^2) for query and key, ds tanh for v.
+  void add_tanh(X* to) {
     const V one = V::broadcast(T(1));
     for (std::int64_t a = 0; a < depth_; a += V::kLanes) {
       const std::int64_t left = depth_ - a;
-      const V t = tanh(load_left<V>(row_.query() + a, left) + load_left<V>(key + a, left));
-      const V u = ds * load_left<V>(p_.v + a, left) * V::fnma(t, t, one);
-      add_register(query_sum_ + a, left, u);
-      if (sums_.key != nullptr) add_register(key_sum(i) + a, left, u);
-      if (sums_.v != nullptr) add_register(sums_.v + a, left, ds * t);
+      const V query = load_left<V>(row_.query() + a, left);
+      const V v = load_left<V>(p_.v + a, left);
+      V to_query = V::broadcast(T(0));
+      V to_v = to_query;
+      for (std::int64_t i = 0; i < row_.count(); ++i) {
+        const V ds = V::broadcast(grad_[i]);
+        const V t = tanh(query + load_left<V>(row_.key_rows()[i] + a, left));
+        const V u = ds * v * V::fnma(t, t, one);
+        to_query = to_query + u;
+        to_v = V::fma(ds, t, to_v);
+        if (sums_.key != nullptr) add_register(key_sum(i) + a, left, u);
+      }
+      if (to != nullptr) store_left(to_query, to + a, left);
+      if (sums_.v != nullptr) add_register(sums_.v + a, left, to_v);
     }
   }
 
@@ -146,7 +148,6 @@ class LocalGradient {
   std::int64_t columns_;
   LocalRow<V, X> row_;
   T* grad_out_copy_;
-  T* query_sum_;
   T* grad_;  // dw, then ds
   const T* grad_out_ = nullptr;
 };

@@ -2,11 +2,11 @@
 
 from pyattn.nn.attention import (
     AdditiveAttention,
-    LuongAttention,
     MultiHeadAttention,
     SelfAttention,
 )
 from pyattn.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, RotaryEmbedding
+from pyattn.nn.luong import LuongAttention
 from pyattn.nn.module import Module
 from pyattn.nn.transformer import TransformerEncoderLayer
 
