@@ -167,6 +167,43 @@ def additive(
     arithmetic. The rest is as for `sdpa`. Memory is O(T + S): no (T, S, A) tensor is made.
     """
 
+def local(
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    centre: _Array,
+    half_width: int,
+    renormalize: bool,
+    v: _Array | None,
+    mask: _Array | None,
+    kv_lengths: _Array | None,
+    aux: Sequence[str] | None,
+) -> Any:
+    """Attend to the keys s with ``|s - centre| <= half_width``; see csrc/cpu/local.inl.
+
+    query (B, T, D), key (B, S, D), value (B, S, E); centre (B, T) and v (D,), with which the scores
+    are v . tanh(query + key), in the dtype of the arithmetic. mask broadcasts to (B, T, S). aux
+    names any of "weights" (B, T, S), "lse" (B, T), "window_weights" (B, T, 2 half_width + 1).
+    """
+
+def local_backward(
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    centre: _Array,
+    half_width: int,
+    renormalize: bool,
+    v: _Array | None,
+    mask: _Array | None,
+    kv_lengths: _Array | None,
+    grad_out: _Array,
+    grad_lse: _Array | None,
+    grad_weights: _Array | None,
+    grad_window_weights: _Array | None,
+    want: Collection[str],
+) -> Any:
+    """Return the gradients of query, key, value, centre and v; None for those not in `want`."""
+
 def additive_backward(
     query: _Array,
     key: _Array,

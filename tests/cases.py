@@ -15,7 +15,8 @@ import numpy as np
 from pyattn import ops
 from tests import reference, reference_decoder, reference_layers
 from tests.case import Case, In
-from tests.cases_attention import ADDITIVE, LUONG, SDPA, VARLEN
+from tests.cases_attention import ADDITIVE, SDPA, VARLEN
+from tests.cases_luong import LUONG
 from tests.cases_recurrent import RECURRENT
 
 

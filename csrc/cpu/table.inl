@@ -5,6 +5,7 @@
 #include "cpu/additive_backward.inl"
 #include "cpu/elementwise.inl"
 #include "cpu/gru.inl"
+#include "cpu/local_backward.inl"
 #include "cpu/lstm.inl"
 #include "cpu/normalisation.inl"
 #include "cpu/rotary.inl"
@@ -47,6 +48,9 @@ constexpr AttentionKernels<X> attention_for() {
                              .store_keys = store_key_gradients<V, X>,
                              .add_scores = add_scores<V, X, AdditiveGradient>,
                              .store_scores = store_scores<V, X>};
+  table.local = {.rows = local_rows<V, X>,
+                 .add = add_local_gradients<V, X>,
+                 .store_keys = store_local_key_gradients<V, X>};
   return table;
 }
 

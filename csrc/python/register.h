@@ -9,6 +9,7 @@ void register_backward(pybind11::module_& module);
 void register_varlen(pybind11::module_& module);
 void register_paged(pybind11::module_& module);
 void register_additive(pybind11::module_& module);
+void register_local(pybind11::module_& module);
 void register_elementwise(pybind11::module_& module);
 void register_normalisation(pybind11::module_& module);
 void register_rotary(pybind11::module_& module);

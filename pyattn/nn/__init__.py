@@ -2,7 +2,6 @@
 
 from pyattn.nn.attention import (
     AdditiveAttention,
-    LuongAttention,
     MultiHeadAttention,
     SelfAttention,
 )
@@ -14,6 +13,7 @@ from pyattn.nn.decoder import (
     Source,
 )
 from pyattn.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, RotaryEmbedding
+from pyattn.nn.luong import LuongAttention
 from pyattn.nn.module import Module
 from pyattn.nn.output import MaxoutOutput, PointerOutput
 from pyattn.nn.recurrent import GRU, LSTM, GRUCell, LSTMCell

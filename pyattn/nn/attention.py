@@ -7,11 +7,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pyattn.attention import additive_attention, luong_attention, scaled_dot_product_attention
-from pyattn.attention.luong import Score
+from pyattn.attention import additive_attention, scaled_dot_product_attention
 from pyattn.nn.layers import Linear
 from pyattn.nn.module import Module, uniform
-from pyattn.ops import concat, expand_dims, multiply, reshape, sqrt, sum, tanh, transpose
+from pyattn.ops import expand_dims, multiply, reshape, sqrt, sum, transpose
 from pyattn.tensor import Array, Value, rank_of
 
 SelfScore = Literal["scaled-dot", "additive", "general"]
@@ -312,81 +311,3 @@ class AdditiveAttention(Module):
         rows = reshape(self.v, (self.g.shape[0], -1))
         lengths = sqrt(sum(multiply(rows, rows), -1, keepdims=True))
         return reshape(rows * expand_dims(self.g, 1) / lengths, (-1,))
-
-
-class LuongAttention(Module):
-    """Luong's global attention and attentional vector: ``tanh(W_c [c_t; h_t])``.
-
-    Parameters
-    ----------
-    query_size, key_size:
-        The sizes of the decoder states h_t and of the source states h_s; equal for score "dot".
-    score:
-        "dot", "general" or "concat", see :func:`pyattn.luong_attention`.
-    units:
-        A, for "concat" only; ``query_size`` by default.
-    rng:
-        Draws the initial parameters; None leaves them at zero, to be loaded.
-
-    References
-    ----------
-    Luong, Pham and Manning 2015, arXiv:1508.04025, section 3.
-    """
-
-    def __init__(
-        self,
-        query_size: int,
-        key_size: int | None = None,
-        *,
-        score: Score = "general",
-        units: int | None = None,
-        rng: np.random.Generator | None,
-    ) -> None:
-        key_size = query_size if key_size is None else key_size
-        if score not in get_args(Score):
-            raise ValueError(
-                f"LuongAttention: score must be one of {get_args(Score)}; got {score!r}"
-            )
-        if score == "dot" and query_size != key_size:
-            raise ValueError(
-                'LuongAttention: score "dot" needs query_size equal to key_size; got '
-                f"{query_size} and {key_size}"
-            )
-        self.score: Score = score
-        self.weight: Array | None = None
-        self.v: Array | None = None
-        if score == "general":
-            self.weight = uniform(rng, (query_size, key_size), key_size)
-        elif score == "concat":
-            units = query_size if units is None else units
-            self.weight = uniform(rng, (units, query_size + key_size), query_size + key_size)
-            self.v = uniform(rng, (units,), units)
-        self.output = Linear(key_size + query_size, query_size, bias=False, rng=rng)
-
-    def __call__(
-        self,
-        query: Value,
-        key: Value,
-        attn_mask: Value | None = None,
-        *,
-        kv_lengths: Value | None = None,
-        aux: Sequence[str] = (),
-    ) -> Any:
-        """Return the attentional vectors ``(B, T, query_size)`` of ``query (B, T, query_size)``.
-
-        ``key (B, S, key_size)`` are the source states. The other arguments are those of
-        :func:`pyattn.luong_attention`.
-        """
-        result = luong_attention(
-            query,
-            key,
-            score=self.score,
-            weight=self.weight,
-            v=self.v,
-            attn_mask=attn_mask,
-            kv_lengths=kv_lengths,
-            aux=aux,
-        )
-        context, *extra = result if isinstance(result, tuple) else (result,)
-        vector = tanh(self.output(concat([context, query], -1)))
-        return (vector, *extra) if extra else vector

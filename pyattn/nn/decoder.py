@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from pyattn.attention._checks import normalize_aux
-from pyattn.nn.attention import AdditiveAttention, LuongAttention
+from pyattn.nn.attention import AdditiveAttention
 from pyattn.nn.layers import Linear
+from pyattn.nn.luong import LuongAttention
 from pyattn.nn.module import Module, uniform
 from pyattn.nn.output import MaxoutOutput
 from pyattn.nn.recurrent import GRUCell, LSTMCell
