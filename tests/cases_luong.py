@@ -19,6 +19,7 @@ SCORES: dict[str, dict[str, In]] = {
 }
 LENGTHS = {"kv_lengths": In(("B",), "S")}
 VALUE = {"value": In(("B", "S", 9))}
+ANYWHERE = {"position_v": In((4,))}
 BOOL = {"attn_mask": In(("B", "T", "S"), "bool")}
 
 
@@ -46,7 +47,7 @@ def _case(
         lambda query, key, value=None, **rest: named(
             naive_luong(query, key, value, **rest, **options)
         ),
-        smooth="max" not in aux,
+        smooth=not {"max", "window_weights"} & set(aux),
     )
 
 
@@ -62,10 +63,12 @@ def _predictive(
     """A window does not change where the position is rounded otherwise.
 
     Positions are near S / 2, which is far from the next whole number for an odd S; for S = 2, and
-    where there are lengths, a half width has every key in the window.
+    where there are lengths, a half width has every key in the window. Where p_t crosses a whole
+    number the weights of the window move by one place: there positions lie anywhere, so that they
+    are hardly ever so near to one, and there is no derivative.
     """
     position = {"position_weight": In((4, 6)), "position_v": In((4,), "slight")}
-    options = {"half_width": 2, "aux": ("weights", "lse", "window_weights", "position")} | options
+    options = {"half_width": 2, "aux": ("weights", "lse", "position")} | options
     more = position | dict(more or {})
     return _case(score, f"local-p{variant}", more, align="local-p", **options)
 
@@ -83,8 +86,10 @@ LUONG = [
     _predictive("general", "-lengths", LENGTHS | VALUE, half_width=17, aux=("position",)),
     _predictive("dot", "-bool-mask", BOOL | VALUE),
     _predictive("concat", "-row-mask", {"attn_mask": In(("S",), "bias")}),
+    _predictive("general", "-float-mask", {"attn_mask": In(("B", 1, "S"))}, aux=("lse",)),
+    _predictive("dot", "-window", ANYWHERE | VALUE, half_width=17, aux=("window_weights", "lse")),
     _predictive(
-        "general", "-float-mask", {"attn_mask": In(("B", 1, "S"))}, aux=("window_weights",)
+        "concat", "-window-lengths", ANYWHERE | LENGTHS, half_width=18, aux=("window_weights",)
     ),
     _predictive("location", "-float-mask", {"attn_mask": In(("T", "S"))}, renormalize=True),
 ]

@@ -91,7 +91,7 @@ def _centres(q: Any, size: int, options: Alignment, compute: Any) -> Any:
         return np.asarray(given).astype(compute)
     weight = np.asarray(options["position_weight"]).astype(compute)
     v = np.asarray(options["position_v"]).astype(compute)
-    share = 1 / (1 + np.exp(-(np.tanh(q @ weight.T) @ v)))
+    share = np.tanh(np.tanh(q @ weight.T) @ v / 2) / 2 + compute(0.5)  # a sigmoid
     lengths = options.get("kv_lengths")
     sizes = np.full((1, 1), size) if lengths is None else np.asarray(lengths)[:, None]
     return share * sizes.astype(compute)

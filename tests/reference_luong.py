@@ -52,7 +52,8 @@ def position_of(target: Array, length: int, options: Alignment) -> float:
     """Equation 9: p_t = S sigmoid(v_p . tanh(W_p h_t))."""
     weight = float64(options["position_weight"])  # type: ignore[arg-type]
     v = float64(options["position_v"])  # type: ignore[arg-type]
-    return length / (1.0 + math.exp(-float(v @ np.tanh(weight @ target))))
+    x = float(v @ np.tanh(weight @ target))
+    return length / (1.0 + math.exp(-x)) if x > -700 else 0.0
 
 
 def luong(

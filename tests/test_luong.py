@@ -135,9 +135,9 @@ def local_gradients(arrays: Any, weights: Any, mask: Any, lengths: Any, **params
     def loss(given: Any) -> Any:
         q, k, x, centre = (given[name] for name in ("query", "key", "value", "centre"))
         found = apply(LOCAL, q, k, x, centre, given.get("v"), mask, lengths, **params)
+        found = [pa.ops.astype(part, np.float64) for part in found]  # of two dtypes
         found = [pa.ops.where(part.numpy() > -np.inf, part, 0.0) for part in found]
-        sums = [pa.ops.sum(part * w) for part, w in zip(found, weights, strict=True)]
-        total = [pa.ops.astype(part, np.float64) for part in sums]  # of two dtypes
+        total = [pa.ops.sum(part * w) for part, w in zip(found, weights, strict=True)]
         return total[0] + total[1] + total[2] + total[3]
 
     return pa.grad(loss)(arrays)
@@ -170,12 +170,32 @@ def test_gradients_on_anything(data: Any, isa: str, seed: int) -> None:
     for name in ("key", "value"):
         narrow[name] = poison(narrow[name], ~(seen > 0).any(1))
     narrow["query"] = poison(narrow["query"], ~(seen > 0).any(2))
-    weights = [w.astype(np.float32) for w in weights]
     found = local_gradients(narrow, weights, mask, lengths, **params)
     for name, gradient in found.items():
         assert np.isfinite(exact[name]).all()
         bound = 3e-5 * max(1.0, float(np.abs(exact[name]).max(initial=0.0)))
         assert max_error(gradient, exact[name]) <= bound, name
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("direction", [False, True])
+def test_gradients_are_those_of_differences(
+    use_isa: Any, rng: Any, isa: str, renormalize: bool, direction: bool
+) -> None:
+    """Of all results, with centres that no step takes over an edge."""
+    use_isa(isa)
+    arrays = local_inputs(rng, (2, 7, 11, 5, 3), direction=direction)
+    arrays["centre"] = np.floor(arrays["centre"]) + 0.3
+    params: dict[str, Any] = {"half_width": 2, "renormalize": renormalize, "aux": LOCAL_P[:3]}
+    mask = rng.random((2, 7, 11)) < 0.8
+
+    def call(*given: Any) -> Any:
+        q, k, x, centre, *v = given
+        found = apply(LOCAL, q, k, x, centre, *(v or [None]), mask, None, **params)
+        return tuple(pa.ops.where(part.numpy() > -np.inf, part, 0.0) for part in found)
+
+    pa.check_grad(call, *arrays.values(), rng=rng)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -196,15 +216,14 @@ def test_half_types_are_float32_rounded_once(
         full = apply(LOCAL, *widened[:3], centre, v, widened[3], None, **params)
         for a, b in zip(rounded, full, strict=True):
             np.testing.assert_array_equal(a, b.astype(a.dtype))
-        weights = [rng.standard_normal(x.shape).astype(np.float32) for x in full]
+        weights = [rng.standard_normal(x.shape).astype(dtype).astype(np.float64) for x in full]
+        names, more = ("query", "key", "value", "centre"), {} if v is None else {"v": v}
         by_dtype = [
             local_gradients(
-                dict(zip(("query", "key", "value", "centre"), (*given[:3], centre), strict=True))
-                | ({} if v is None else {"v": v}),
-                [w.astype(dtype).astype(x.dtype) for w, x in zip(weights, results, strict=True)],
-                None, None, **params,
+                dict(zip(names, (*given[:3], centre), strict=True)) | more,
+                weights, None, None, **params,
             )
-            for given, results in ((narrow, rounded), (widened, full))
+            for given in (narrow, widened)
         ]  # fmt: skip
         for name, gradient in by_dtype[0].items():
             np.testing.assert_array_equal(gradient, by_dtype[1][name].astype(gradient.dtype))
@@ -220,7 +239,7 @@ def test_bits_depend_neither_on_the_threads_nor_on_the_batch(rng: Any, direction
 
     def run(given: Any) -> tuple[list[Any], dict[str, Any]]:
         found = apply(LOCAL, *(given.get(n) for n in (*names, "v")), None, None, **params)
-        weights = [np.cos(np.arange(x.size)).reshape(x.shape).astype(x.dtype) for x in found]
+        weights = [np.cos(np.arange(x.size)).reshape(x.shape) for x in found]
         weights = [np.broadcast_to(w[:1], w.shape) for w in weights]
         return list(found), local_gradients(given, weights, None, None, **params)
 

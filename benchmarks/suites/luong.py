@@ -118,7 +118,10 @@ def _options(problem: Problem) -> dict[str, Any]:
 def _exact(problem: Problem) -> NDArray[Any]:
     """The float64 answer, some rows at a time."""
     options = _options(problem)
-    wide = {n: x.astype(np.float64) if isinstance(x, np.ndarray) else x for n, x in options.items()}
+    wide: dict[str, Any] = {
+        name: x.astype(np.float64) if isinstance(x, np.ndarray) else x
+        for name, x in options.items()
+    }
     query = wide.pop("query")
     rows = CHUNK if problem.score == "dot" else 8
     parts = [

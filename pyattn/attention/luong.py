@@ -227,12 +227,11 @@ def _in_full(product: Callable[..., Any], x: Value, weight: Any) -> Any:
 
 def _location(query: Value, key: Value, weight: Value) -> Any:
     """Return the first S rows of the weight as keys ``(B, S, D)``."""
-    keys = key.shape[1]
-    rows: Any = take(weight, arange_like(key, 1)) if isinstance(keys, Dim) else weight[:keys]
     if not any(isinstance(x, Tensor) for x in (query, key, weight)):
+        rows: Any = weight[: key.shape[1]]
         return np.broadcast_to(rows, (query.shape[0], *rows.shape))  # type: ignore[arg-type]
-    zeros = astype(arange_like(query, 0) * 0, weight.dtype)
-    return rows + expand_dims(expand_dims(zeros, 1), 2)
+    entries = expand_dims(arange_like(query, 0) * 0, 1)
+    return take(weight, entries + expand_dims(arange_like(key, 1), 0))
 
 
 def _centres(query: Value, key: Value, kv_lengths: Value | None, weight: Any, v: Any) -> Any:
