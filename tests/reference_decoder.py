@@ -178,11 +178,18 @@ def bahdanau(
 
 
 def luong(
-    words: ArrayLike, states: ArrayLike, lengths: Sequence[int], w: Weights, start: Any, score: str
+    words: ArrayLike,
+    states: ArrayLike,
+    lengths: Sequence[int],
+    w: Weights,
+    start: Any,
+    score: str,
+    half_width: int | None = None,
 ) -> Decoded:
     """Luong et al. 2015 (arXiv:1508.04025), equations 5 to 8, with input feeding (section 3.3).
 
-    `start` is h of the first step, or (h, c); `score` is "dot" or "general".
+    `start` is h of the first step, or (h, c); `score` is "dot" or "general". With `half_width` the
+    alignment is local-m: step t sees the source states within that distance of t.
     """
     ys, hs = np.asarray(words, np.float64), np.asarray(states, np.float64)
     found: list[list[tuple[Any, ...]]] = []
@@ -191,14 +198,19 @@ def luong(
         before = [np.asarray(x)[b] for x in (start if isinstance(start, tuple) else (start,))]
         rows, steps = hs[b, :length], []
         vector = [0.0] * len(before[0])
-        for y in ys[b]:
+        for t, y in enumerate(ys[b]):
             step = gru if len(before) == 1 else lstm
             firsts = [[x] for x in before]
             _, *after = step(np.array([[[*y, *vector]]]), *(w[name] for name in names), *firsts)
             before = [x[0] for x in after]
             h = before[0]
             target = h if score == "dot" else _times(np.asarray(w["attention.weight"]).T, h)
-            a, c = _align([math.fsum(target * row) for row in rows], rows)
+            seen = [j for j in range(length) if half_width is None or abs(j - t) <= half_width]
+            a, c = [0.0] * length, [0.0] * rows.shape[1]
+            if seen:
+                among, c = _align([math.fsum(target * rows[j]) for j in seen], rows[seen])
+                for j, weight in zip(seen, among, strict=True):
+                    a[j] = weight
             vector = [math.tanh(x) for x in _times(w["attention.output.weight"], [*c, *h])]
             steps.append((h, vector, a + [0.0] * (hs.shape[1] - length), 0.0))
         found.append(steps)

@@ -113,15 +113,16 @@ def test_states_of_bahdanau(rng: Any) -> None:
 
 @pytest.mark.parametrize("recurrent", ["lstm", "gru"])
 @pytest.mark.parametrize("score", ["dot", "general"])
-def test_luong_is_the_paper_s(recurrent: Any, score: Any, rng: Any) -> None:
-    cell = nn.LuongDecoderCell(
-        4, nn.LuongAttention(8, score=score, rng=rng), recurrent=recurrent, rng=rng
-    )
+@pytest.mark.parametrize("half_width", [None, 2])
+def test_luong_is_the_paper_s(recurrent: Any, score: Any, half_width: Any, rng: Any) -> None:
+    align: Any = "global" if half_width is None else "local-m"
+    attention = nn.LuongAttention(8, score=score, align=align, half_width=half_width, rng=rng)
+    cell = nn.LuongDecoderCell(4, attention, recurrent=recurrent, rng=rng)
     words, states = problem(rng)
     start: Any = tuple(rng.standard_normal((2, 3, 8)).astype(np.float32))
     start = start if recurrent == "lstm" else start[0]
     exact = reference_decoder.luong(
-        words, states, LENGTHS.tolist(), cell.parameters(), start, score
+        words, states, LENGTHS.tolist(), cell.parameters(), start, score, half_width
     )
     source = cell.prepare(states, LENGTHS)
     found = decode(cell, words, cell.initial_state(start), source, ("weights",))
@@ -197,9 +198,19 @@ def test_gradient_and_export_of_coverage_and_copying(maxout: Any, rng: Any) -> N
     pa.export(bahdanau_model(cell, pointer), inputs)
 
 
-@pytest.mark.parametrize("recurrent", ["lstm", "gru"])
-def test_gradient_and_export_of_luong(recurrent: Any, rng: Any) -> None:
-    cell = nn.LuongDecoderCell(4, nn.LuongAttention(8, rng=rng), recurrent=recurrent, rng=rng)
+@pytest.mark.parametrize(
+    ("recurrent", "options"),
+    [
+        ("lstm", {}),
+        ("gru", {"score": "concat"}),
+        ("gru", {"align": "local-m", "half_width": 2}),
+        ("lstm", {"align": "local-p", "half_width": 2}),
+    ],
+    ids=str,
+)
+def test_gradient_and_export_of_luong(recurrent: Any, options: Any, rng: Any) -> None:
+    attention = nn.LuongAttention(8, **options, rng=rng)
+    cell = nn.LuongDecoderCell(4, attention, recurrent=recurrent, rng=rng)
     words, states = problem(rng, np.float64)
     states = np.nan_to_num(states)
 
@@ -218,6 +229,30 @@ def test_gradient_and_export_of_luong(recurrent: Any, rng: Any) -> None:
         "lengths": pa.Input(LENGTHS, ("B",), at_most="S"),
     }
     pa.export(lambda **given: run(cell, **given), inputs)
+
+
+@pytest.mark.parametrize("align", ["local-m", "local-p"])
+def test_local_alignments_in_a_loop(align: Any, rng: Any) -> None:
+    attention = nn.LuongAttention(8, align=align, half_width=1, rng=rng)
+    cell = nn.LuongDecoderCell(8, attention, rng=rng)
+    _, states = problem(rng)
+    states = np.nan_to_num(states)
+
+    def model(states: Any, lengths: Any) -> Any:
+        source = cell.prepare(states, lengths)
+        first = states[:, 0]
+
+        def step(state: Any) -> Any:
+            return cell(state.vector, state, source)
+
+        _, vectors = ops.loop(step, cell.initial_state((first, first)), 4)
+        return vectors
+
+    inputs = {
+        "states": pa.Input(states, ("B", "S", None)),
+        "lengths": pa.Input(LENGTHS, ("B",), at_most="S"),
+    }
+    pa.export(model, inputs)
 
 
 @pytest.mark.parametrize("coverage", [False, True])

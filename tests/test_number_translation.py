@@ -30,13 +30,14 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_tokens_of_a_number(example: Any) -> None:
     pairs = example.Pairs.of([21, 0])
     assert len(pairs) == 4
-    assert example.source_words(21, "de") == ["de", "twenty", "one"]
+    assert example.source_words(21) == ["twenty", "one"]
     assert [example.text(target) for target in pairs.targets] == [
         "einundzwanzig", "vingt et un", "null", "zéro",
     ]  # fmt: skip
     batch = pairs.batch([0, 3])
-    assert batch.lengths.tolist() == [3, 2]
-    assert batch.source[1, 2] == 0
+    assert batch.lengths.tolist() == [2, 1]
+    assert batch.language.tolist() == [2, 3]
+    assert batch.source[1, 1] == 0
     assert (batch.target[1, 5:] == 0).all()
 
 
@@ -71,8 +72,9 @@ def test_the_command(example: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
     translator.load(pa.load(tmp_path / "translator.safetensors"))
     run = pa.ort.session(tmp_path / "translator.onnx")
     batch = example.Pairs.of([7, 45_001, 99_999]).batch(range(6))
-    tokens, alignment = run.run(None, {"source": batch.source, "lengths": batch.lengths})
-    eager = translator(batch.source, batch.lengths)
+    inputs = {"source": batch.source, "lengths": batch.lengths, "language": batch.language}
+    tokens, alignment = run.run(None, inputs)
+    eager = translator(**inputs)
     np.testing.assert_array_equal(tokens, eager["tokens"])
     np.testing.assert_allclose(alignment, eager["alignment"], atol=1e-5)
     np.testing.assert_allclose(alignment.sum(-1), 1, atol=1e-5)

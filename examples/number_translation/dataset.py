@@ -1,7 +1,7 @@
 """English number words and their German and French translations, as arrays of tokens.
 
-The source is split into words, the first of which names the target language. The target is split
-into characters, because German writes a number below a million as one word.
+The source is split into words. The target is split into characters, because German writes a number
+below a million as one word; the token in front of the first character names its language.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _UNITS = (
     "sixteen seventeen eighteen nineteen"
 )
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-PAD, START, END = 0, 1, 2  # of the target; the source is padded with 0 too
-WORDS = ("", *LANGUAGES, *_UNITS.split(), *_TENS.split(), "hundred", "thousand", "and")
-CHARACTERS = ("", "^", "$", *" -abcdefghijklmnopqrstuvwxyzßéöü")
+PAD, END = 0, 1  # of the target; the source is padded with 0 too
+WORDS = ("", *_UNITS.split(), *_TENS.split(), "hundred", "thousand", "and")
+CHARACTERS = ("", "", *LANGUAGES, *" -abcdefghijklmnopqrstuvwxyzßéöü")
 
 Integers = NDArray[np.int64]
 
 
-def source_words(number: int, language: str) -> list[str]:
-    """Return the tokens of the English number words, behind the name of the target language."""
-    english = num2words(number, lang="en").replace("-", " ").replace(",", "")
-    return [language, *english.split()]
+def source_words(number: int) -> list[str]:
+    """Return the English words of a number."""
+    english: str = num2words(number, lang="en")
+    return english.replace("-", " ").replace(",", "").split()
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Batch:
 
     source: Integers  # (B, S)
     lengths: Integers  # (B,)
+    language: Integers  # (B,), the token before the first of the target
     target: Integers  # (B, T), each ends with END
 
 
@@ -49,15 +50,17 @@ class Pairs:
     """Source and target tokens of every number in every language."""
 
     sources: list[list[int]]
+    languages: list[int]
     targets: list[list[int]]
 
     @classmethod
-    def of(cls, numbers: Sequence[int], languages: Sequence[str] = LANGUAGES) -> Pairs:
+    def of(cls, numbers: Sequence[int]) -> Pairs:
         words = {word: i for i, word in enumerate(WORDS)}
         characters = {character: i for i, character in enumerate(CHARACTERS)}
-        pairs = [(int(number), language) for number in numbers for language in languages]
+        pairs = [(int(number), language) for number in numbers for language in LANGUAGES]
         return cls(
-            [[words[word] for word in source_words(*pair)] for pair in pairs],
+            [[words[word] for word in source_words(number)] for number, _ in pairs],
+            [characters[language] for _, language in pairs],
             [
                 [*(characters[c] for c in num2words(number, lang=language)), END]
                 for number, language in pairs
@@ -70,7 +73,8 @@ class Pairs:
     def batch(self, rows: Any) -> Batch:
         sources, targets = ([part[row] for row in rows] for part in (self.sources, self.targets))
         lengths = np.array([len(source) for source in sources])
-        return Batch(_padded(sources), lengths, _padded(targets))
+        languages = np.array([self.languages[row] for row in rows])
+        return Batch(_padded(sources), lengths, languages, _padded(targets))
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """Yield all pairs in batches."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dataset import WORDS, Pairs, source_words, split, text
+from dataset import Pairs, source_words, split, text
 from tqdm import tqdm
 from translator import Translator
 
@@ -42,11 +42,11 @@ def train(
 
 
 def translations(run: Any, pairs: Pairs, name: str) -> list[str]:
-    """Return what ``run(source, lengths)`` makes of every source."""
+    """Return what ``run(source, lengths, language)`` makes of every source."""
     found: list[str] = []
     with tqdm(total=len(pairs), desc=name, unit="translation") as progress:
         for batch in pairs.in_order(BATCH):
-            found += map(text, run(batch.source, batch.lengths))
+            found += map(text, run(batch.source, batch.lengths, batch.language))
             progress.update(len(batch.lengths))
     return found
 
@@ -60,11 +60,11 @@ def plot_alignment(translator: Translator, number: int, path: Path) -> None:
 
     pairs = Pairs.of([number])
     batch = pairs.batch(range(len(pairs)))
-    result = translator(batch.source, batch.lengths)
+    result = translator(batch.source, batch.lengths, batch.language)
     figure, axes = pyplot.subplots(len(pairs), 1, figsize=(11, 6.5), layout="constrained")
     for row, axis in enumerate(axes):
         characters = text(result["tokens"][row])
-        words = source_words(number, WORDS[pairs.sources[row][0]])
+        words = source_words(number)
         weights = result["alignment"][row, : len(characters), : len(words)]
         axis.imshow(weights.T, cmap="Greys", vmin=0, vmax=1, aspect="auto")
         axis.set_xticks(range(len(characters)), characters)
@@ -80,18 +80,17 @@ def export(translator: Translator, pairs: Pairs, path: Path) -> Any:
     inputs = {
         "source": pa.Input(batch.source, ("batch", "words")),
         "lengths": pa.Input(batch.lengths, ("batch",), at_most="words"),
+        "language": pa.Input(batch.language, ("batch",)),
     }
     pa.export(translator, inputs, path)
     session = pa.ort.session(path)
-    return lambda source, lengths: session.run(["tokens"], {"source": source, "lengths": lengths})[
-        0
-    ]
+    return lambda *arrays: session.run(["tokens"], dict(zip(inputs, arrays, strict=True)))[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write the files")
-    parser.add_argument("--steps", type=int, default=3000, help="batches of 128 to train on")
+    parser.add_argument("--steps", type=int, default=800, help="batches of 128 to train on")
     parser.add_argument("--numbers", type=int, default=20_000, help="numbers to train on")
     parser.add_argument("--held-out", type=int, default=1000, help="numbers to test on")
     parser.add_argument("--hidden", type=int, default=128, help="the size of the states")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from dataset import CHARACTERS, END, PAD, START, WORDS, Batch
+from dataset import CHARACTERS, END, PAD, WORDS, Batch
 
 from pyattn import nn, ops
 from pyattn.tensor import Value
@@ -36,8 +36,7 @@ class Translator(nn.Module):
         """Return the mean of ``-ln p`` over the characters of the right translations."""
         source = self.encode(batch.source, batch.lengths)
         state = self.decoder.initial_state(source)
-        before = np.full(len(batch.target), START)
-        outputs = []
+        before, outputs = batch.language, []
         for now in batch.target.T:
             state, output = self.decoder(self.characters(before), state, source)
             outputs.append(output)
@@ -47,8 +46,10 @@ class Translator(nn.Module):
         counts = (batch.target != PAD).astype(np.float32)
         return ops.sum(right * (-counts / counts.sum()))
 
-    def __call__(self, source: Value, lengths: Value) -> dict[str, Any]:
+    def __call__(self, source: Value, lengths: Value, language: Value) -> dict[str, Any]:
         """Translate tokens ``(B, S)`` greedily, in one loop that ends when all translations have.
+
+        ``lengths (B,)`` are those of the sources, ``language (B,)`` the tokens of the languages.
 
         Returns ``tokens (B, T)``, END behind the end of each, and the ``alignment (B, T, S)`` of
         each character with the source words.
@@ -64,7 +65,7 @@ class Translator(nn.Module):
             ended = ops.equal(token, END)
             return (hidden, token, ended), (token, weights), ops.all(ended)
 
-        zeros = ops.zeros_like(lengths, np.int64)
-        first = (self.decoder.initial_state(attended), zeros + START, ops.less(zeros, 0))
+        none_ended = ops.less(language, 0)
+        first = (self.decoder.initial_state(attended), language, none_ended)
         _, (tokens, alignment) = ops.loop(step, first, LONGEST, dim="characters")
         return {"tokens": tokens, "alignment": alignment}

@@ -48,6 +48,8 @@ class LuongState(NamedTuple):
     """h ``(B, hidden_size)`` of a GRU, (h, c) of an LSTM."""
     vector: Any
     """The attentional vector of the step before, ``(B, hidden_size)``."""
+    position: Any = None
+    """How many steps there were, ``(B,)``, where the attention is local-m."""
 
 
 class BahdanauDecoderCell(Module):
@@ -190,7 +192,8 @@ class LuongDecoderCell(Module):
     input_size:
         The size of y, an embedded word.
     attention:
-        A :class:`LuongAttention`, with any score, whose ``query_size`` is that of h and u.
+        A :class:`LuongAttention`, with any score and alignment, whose ``query_size`` is the size of
+        h and u. For local-m, step t looks around the source state t.
     recurrent:
         "lstm", as in the paper, or "gru".
     rng:
@@ -240,7 +243,10 @@ class LuongDecoderCell(Module):
     def initial_state(self, recurrent: Any) -> LuongState:
         """Return the state from h ``(B, hidden_size)``, or (h, c), of the encoder; u is zero."""
         h = recurrent[0] if isinstance(recurrent, tuple) else recurrent
-        return LuongState(recurrent, zeros_like(h))
+        counted = self.attention.align == "local-m"
+        return LuongState(
+            recurrent, zeros_like(h), zeros_like(h[:, 0], np.int64) if counted else None
+        )
 
     def __call__(
         self, y: Value, state: LuongState, source: Source, *, aux: Sequence[str] = ()
@@ -254,9 +260,16 @@ class LuongDecoderCell(Module):
         recurrent = self.cell(concat([y, state.vector], -1), state.recurrent)
         h = recurrent[0] if isinstance(recurrent, tuple) else recurrent
         vector, *extra = _first_row(
-            self.attention(expand_dims(h, 1), source.states, kv_lengths=source.lengths, aux=names)
+            self.attention(
+                expand_dims(h, 1),
+                source.states,
+                kv_lengths=source.lengths,
+                query_start=state.position,
+                aux=names,
+            )
         )
-        return (LuongState(recurrent, vector), vector, *extra)
+        position = None if state.position is None else state.position + 1
+        return (LuongState(recurrent, vector, position), vector, *extra)
 
 
 def _first_row(result: Any) -> list[Any]:
