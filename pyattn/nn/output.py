@@ -8,7 +8,7 @@ import numpy as np
 
 from pyattn.nn.layers import Linear
 from pyattn.nn.module import Module
-from pyattn.ops import concat, max, pad, reshape, scatter_add, sigmoid
+from pyattn.ops import concat, maximum, pad, reshape, scatter_add, sigmoid
 from pyattn.tensor import Value, rank_of
 
 
@@ -49,7 +49,8 @@ class MaxoutOutput(Module):
         """Return t ``(..., l)`` of s, y and c ``(..., their size)``, one step or several."""
         both = self.linear(concat([s, y, c], -1))
         leading = (0,) * (rank_of("MaxoutOutput", s) - 1)
-        return max(reshape(both, (*leading, self.size, 2)), -1)
+        pairs = reshape(both, (*leading, self.size, 2))
+        return maximum(pairs[..., 0], pairs[..., 1])  # NumPy reduces so short an axis slowly
 
 
 class PointerOutput(Module):
