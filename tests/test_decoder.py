@@ -60,10 +60,12 @@ def test_bahdanau_is_the_paper_s(options: Any, rng: Any) -> None:
         reset_after=options.get("reset_after", False),
     )  # fmt: skip
     source = cell.prepare(states, LENGTHS)
-    aux = ("weights", "coverage_loss") if "coverage" in options else ("weights",)
-    outputs, weights, *loss = decode(cell, words, cell.initial_state(source), source, aux)
+    aux = ("context", "weights", *(["coverage_loss"] if "coverage" in options else []))
+    outputs, contexts, weights, *loss = decode(cell, words, cell.initial_state(source), source, aux)
     np.testing.assert_allclose(outputs, exact.outputs, atol=1e-5)
     np.testing.assert_allclose(weights, exact.weights, atol=1e-5)
+    expected = np.einsum("bts,bse->bte", exact.weights, np.nan_to_num(states))
+    np.testing.assert_allclose(contexts, expected, atol=1e-5)
     if loss:
         assert (exact.coverage_loss[:, 0] == 0).all()
         np.testing.assert_allclose(loss[0], exact.coverage_loss, atol=1e-5)
@@ -164,9 +166,9 @@ def bahdanau_model(cell: nn.BahdanauDecoderCell, pointer: nn.PointerOutput) -> A
         for t in range(3):
             y = words[:, t]
             before = state.hidden
-            state, output, weights, loss = cell(y, state, source, aux=("weights", "coverage_loss"))
+            aux = ("weights", "context", "coverage_loss")
+            state, output, weights, context, loss = cell(y, state, source, aux=aux)
             vocabulary = ops.softmax(output)
-            context = ops.sum(ops.expand_dims(weights, 2) * states, 1)
             probabilities.append(pointer(vocabulary, weights, ids, before, y, context, extra=2))
             losses.append(loss)
         return ops.stack(probabilities, 1), ops.stack(losses, 1)
@@ -291,7 +293,7 @@ FLOATS = np.ones((2, 3), np.float32)
     [
         ("source_size must be even", lambda: nn.BahdanauDecoderCell(2, 3, 5, 4, rng=None)),
         (
-            r"aux may name each of \('weights',\) once; got \('coverage_loss',\)",
+            r"aux may name each of \('weights', 'context'\) once; got \('coverage_loss',\)",
             lambda: bahdanau(None)(FLOATS, nn.BahdanauState(FLOATS), nn.Source(FLOATS),
                                    aux="coverage_loss"),
         ),

@@ -149,6 +149,20 @@ def test_the_gradient_goes_back_through_every_step(reader: Any, inputs: Any, rng
     pa.check_grad(call, source.astype(np.float64), wide.linear.weight, rng=rng)
 
 
+@pytest.mark.parametrize("outside", [-1, 4])
+def test_indices_outside_are_refused_in_onnx_too(outside: int) -> None:
+    x = np.ones((2, 4), np.float32)
+    places = pa.Input(np.array([[0, 1], [3, 2]]), ("B", None))
+    inputs = {"x": pa.Input(x, ("B", None)), "places": places}
+    for call in (ops.take_along, lambda x, places: ops.scatter_add(x, places, x[:, :2])):
+        run = session(pa.export(lambda x, places, call=call: call(x, places), inputs))
+        given = {"x": x, "places": np.array([[0, outside], [1, 1]])}
+        with pytest.raises(ValueError, match=r"indices must lie in 0\.\.3"):
+            call(*given.values())
+        with pytest.raises(Exception, match=r"(?i)out of|range|bounds"):
+            run.run(None, given)
+
+
 X = np.ones((2, 3))
 
 

@@ -17,7 +17,7 @@ from pyattn.nn.recurrent import GRUCell, LSTMCell
 from pyattn.ops import concat, expand_dims, linear, minimum, sum, tanh, zeros_like
 from pyattn.tensor import Array, Value, rank_of
 
-BAHDANAU_AUX = ("weights", "coverage_loss")
+BAHDANAU_AUX = ("weights", "context", "coverage_loss")
 Recurrent = Literal["lstm", "gru"]
 
 
@@ -147,17 +147,18 @@ class BahdanauDecoderCell(Module):
     ) -> Any:
         """Return the next state and the output ``(B, l)`` of one step from ``y (B, input_size)``.
 
-        ``aux`` names what else to return behind these: ``"weights"`` ``(B, S)``, and, with
-        coverage, ``"coverage_loss"`` ``(B,)``: ``sum_j min(a_j, k_j)``.
+        ``aux`` names what else to return behind these: ``"weights"`` ``(B, S)``, ``"context"``
+        ``(B, source_size)``, and, with coverage, ``"coverage_loss"`` ``(B,)``:
+        ``sum_j min(a_j, k_j)``.
         """
-        known = BAHDANAU_AUX if self.coverage is not None else ("weights",)
+        known = BAHDANAU_AUX if self.coverage is not None else BAHDANAU_AUX[:2]
         names = normalize_aux(type(self).__name__, aux, known)
         _require_rank(self, 2, y=y)
         s, covered = state
         key = source.projected
         if self.coverage is not None:
             key = key + linear(expand_dims(covered, 2), self.coverage)
-        with_weights = bool(names) or self.coverage is not None
+        with_weights = "weights" in names or self.coverage is not None
         context, *weights = _first_row(
             self.attention(
                 expand_dims(s, 1),
@@ -172,7 +173,9 @@ class BahdanauDecoderCell(Module):
             output = concat([after, context], -1)
         else:
             output = self.output(s, y, context)
-        extra = {"weights": weights[0]} if weights else {}
+        extra = {"context": context}
+        if weights:
+            extra["weights"] = weights[0]
         if covered is not None and self.coverage is not None:
             if "coverage_loss" in names:
                 extra["coverage_loss"] = sum(minimum(extra["weights"], covered), 1)

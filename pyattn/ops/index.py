@@ -62,14 +62,19 @@ def _take_vjp(
     return gradient, None
 
 
+def _refuse_negative(graph: Any, node: Node, indices: str, axis: int) -> str:
+    """Return the indices with negative ones, which ONNX counts from the end, sent outside."""
+    size, dtype = node.required(0).shape[axis], node.required(1).dtype
+    if isinstance(size, Dim):
+        return indices
+    negative = graph.node("Less", indices, graph.constant(np.array(0, dtype)))
+    outside = graph.constant(np.array(size, dtype))
+    checked: str = graph.node("Where", negative, outside, indices)
+    return checked
+
+
 def _take_onnx(graph: Any, node: Node, table: str, indices: str) -> Any:
-    # Gather counts negative indices from the end; here they are outside, and are sent there.
-    rows, dtype = node.required(0).shape[0], node.required(1).dtype
-    if not isinstance(rows, Dim):
-        negative = graph.node("Less", indices, graph.constant(np.array(0, dtype)))
-        outside = graph.constant(np.array(rows, dtype))
-        indices = graph.node("Where", negative, outside, indices)
-    return graph.node("Gather", table, indices, axis=0)
+    return graph.node("Gather", table, _refuse_negative(graph, node, indices, 0), axis=0)
 
 
 _TAKE = Op(
@@ -154,7 +159,9 @@ _TAKE_ALONG = Op(
     _take_along_eval,
     _take_along_shape,
     _take_along_vjp,
-    lambda graph, _, x, indices: graph.node("GatherElements", x, indices, axis=-1),
+    lambda graph, node, x, indices: graph.node(
+        "GatherElements", x, _refuse_negative(graph, node, indices, -1), axis=-1
+    ),
 )
 
 
@@ -176,8 +183,13 @@ _SCATTER_ADD = Op(
     _scatter_add_eval,
     _scatter_add_shape,
     lambda _, g, inputs, __: (g[0], None, np.take_along_axis(g[0], inputs[1], axis=-1)),
-    lambda graph, _, x, indices, updates: graph.node(
-        "ScatterElements", x, indices, updates, axis=-1, reduction="add"
+    lambda graph, node, x, indices, updates: graph.node(
+        "ScatterElements",
+        x,
+        _refuse_negative(graph, node, indices, -1),
+        updates,
+        axis=-1,
+        reduction="add",
     ),
 )
 
