@@ -10,6 +10,7 @@ import pytest
 import pyattn as pa
 from pyattn import nn
 from tests import reference, reference_decoder
+from tests.reference_luong import luong
 
 
 def sequences(rng: Any, *shapes: tuple[int, ...]) -> list[Any]:
@@ -88,16 +89,17 @@ def test_self_attention_over_other_scores(rng: Any, score: Any, heads: int) -> N
     value = reference.linear(x, attention.value.weight, attention.value.bias)
     parts = []
     for head in range(heads):
-        options: Any = {"mask": mask[:, 0], "kv_lengths": lengths}
         q, v = by_head(query, heads, head), by_head(value, heads, head)
         if score == "additive":
             key = reference.linear(x, attention.key.weight, attention.key.bias)
             vector = by_head(attention.v, heads, head)
-            exact = reference.additive(q, by_head(key, heads, head), v, vector, **options)
+            exact = reference.additive(
+                q, by_head(key, heads, head), v, vector, mask=mask[:, 0], kv_lengths=lengths
+            )._asdict()
         else:
-            exact = reference.luong(q, by_head(x, heads, head), v, score="dot", **options)
-        np.testing.assert_allclose(weights[:, head], exact.weights, atol=1e-5)
-        parts.append(exact.out)
+            exact = luong(q, by_head(x, heads, head), v, attn_mask=mask[:, 0], kv_lengths=lengths)
+        np.testing.assert_allclose(weights[:, head], exact["weights"], atol=1e-5)
+        parts.append(exact["out"])
     joined = reference.linear(
         np.concatenate(parts, -1), attention.output.weight, attention.output.bias
     )
@@ -110,9 +112,9 @@ def test_one_head_of_general_is_luongs_score(rng: Any) -> None:
     assert set(attention.parameters()) == {
         "query.weight", "value.weight", "value.bias", "output.weight", "output.bias",
     }  # fmt: skip
-    exact = reference.luong(x, x, score="general", weight=attention.query.weight.T)
+    exact = luong(x, x, score="general", weight=attention.query.weight.T)
     _, weights = attention(x, aux=("weights",))
-    np.testing.assert_allclose(weights[:, 0], exact.weights, atol=1e-5)
+    np.testing.assert_allclose(weights[:, 0], exact["weights"], atol=1e-5)
 
 
 @pytest.mark.parametrize("score", ["scaled-dot", "additive", "general"])
