@@ -8,7 +8,7 @@ from pathlib import Path
 
 SUITES = (
     "sdpa", "sdpa-bf16", "sdpa-tiny", "sdpa-backward", "sdpa-window", "sdpa-mask", "sdpa-length",
-    "additive", "luong", "minilm",
+    "additive", "luong", "recurrent", "minilm",
 )  # fmt: skip
 
 

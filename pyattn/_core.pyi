@@ -258,6 +258,17 @@ def rms_norm_gradient(
     That of scale is summed over the rows only: it has the shape of the normalised axes.
     """
 
+def product(
+    left: NDArray[_Float],
+    right: NDArray[_Float],
+    bias: NDArray[_Float] | None = None,
+    add_to: NDArray[_Float] | None = None,
+) -> NDArray[_Float]:
+    """Return ``left @ right + bias``; with `add_to`, add it to that dense matrix and return it.
+
+    Each matrix has unit stride along one of its axes; bias (columns,) is dense.
+    """
+
 def gru(
     gates: NDArray[_Float],
     weight: NDArray[_Float],

@@ -7,6 +7,7 @@
 
 #include "core/backward_params.h"
 #include "core/local_params.h"
+#include "core/product_params.h"
 #include "core/recurrent_params.h"
 
 namespace pyattn {
@@ -81,6 +82,10 @@ struct Kernels {
   Recurrent lstm;
   Recurrent gru_gradient;
   Recurrent lstm_gradient;
+
+  void (*pack_product)(const ProductParams<T>&, std::int64_t panel) noexcept;
+  void (*product)(const ProductParams<T>&, const ProductPart&) noexcept;
+  std::int64_t product_columns;  // of a panel
 };
 
 struct KernelTable {

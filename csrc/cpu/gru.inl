@@ -153,18 +153,17 @@ T* packed_new(const RecurrentParams<T>& p) {
 template <class V>
 void pack_gru(const RecurrentParams<typename V::Scalar>& p, const RecurrentStage& stage) {
   const std::int64_t size = p.size;
-  const auto gate_row = [&](std::int64_t i, int n) { return n * size + i * V::kLanes; };
-  const auto gate_end = [&](std::int64_t, int n) { return (n + 1) * size; };
-  const Panels panels = panels_of<V>(stage, size, 1);
   if (p.reset_after) {
-    pack_rows<V, 3>(p.weight, size, panels, gate_row, gate_end, p.packed);
+    pack_gates<V, 3>(p, panels_of<V>(stage, size, 1));
     return;
   }
-  pack_rows<V, 2>(p.weight, size, panels, gate_row, gate_end, p.packed);
-  pack_rows<V, 4>(
-      p.weight, size, panels_of<V>(stage, size, 4),
-      [&](std::int64_t i, int n) { return 2 * size + (i * 4 + n) * V::kLanes; },
-      [&](std::int64_t, int) { return 3 * size; }, packed_new(p));
+  pack_gates<V, 2>(p, panels_of<V>(stage, size, 1));
+  const Panels panels = panels_of<V>(stage, size, 4);
+  for (std::int64_t unit = panels.first * 4; unit < panels.end * 4; ++unit) {
+    const std::int64_t first = unit * V::kLanes;
+    pack_rows<V, 4>(p.weight + (2 * size + first) * size, size, size, size - first,
+                    packed_new(p) + (unit / 4 * size * 4 + unit % 4) * V::kLanes);
+  }
 }
 
 template <class V>
@@ -198,9 +197,9 @@ void gru_gradient(const RecurrentParams<typename V::Scalar>& p,
   const std::int64_t depth = (p.reset_after ? 3 : 2) * p.size;
   const Panels panels = panels_of<V>(stage, p.size, 4);
   if (stage.index == 0) {
-    pack_columns<V>(p.weight, depth, p.size, panels, p.packed);
+    pack_transposed<V>(p.weight, depth, p.size, panels, p.packed);
     if (!p.reset_after) {
-      pack_columns<V>(p.weight + depth * p.size, p.size, p.size, panels, packed_new(p));
+      pack_transposed<V>(p.weight + depth * p.size, p.size, p.size, panels, packed_new(p));
     }
   }
   const bool between = !p.reset_after && stage.index % 2 == 1;

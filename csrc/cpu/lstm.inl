@@ -49,9 +49,7 @@ void lstm(const RecurrentParams<typename V::Scalar>& p, const RecurrentStage& st
   const std::int64_t size = p.size;
   const Panels panels = panels_of<V>(stage, size, 1);
   if (stage.index == 0) {
-    pack_rows<V, 4>(
-        p.weight, size, panels, [&](std::int64_t i, int n) { return n * size + i * V::kLanes; },
-        [&](std::int64_t, int n) { return (n + 1) * size; }, p.packed);
+    pack_gates<V, 4>(p, panels);
     return;
   }
   for (std::int64_t panel = panels.first; panel < panels.end; ++panel) {
@@ -96,7 +94,7 @@ void lstm_gradient(const RecurrentParams<typename V::Scalar>& p,
   const std::int64_t depth = 4 * p.size;
   const std::int64_t i = stage.index;
   const Panels panels = panels_of<V>(stage, p.size, 4);
-  if (i == 0) pack_columns<V>(p.weight, depth, p.size, panels, p.packed);
+  if (i == 0) pack_transposed<V>(p.weight, depth, p.size, panels, p.packed);
   for (std::int64_t panel = panels.first; panel < panels.end; ++panel) {
     if (i > 0) add_state_gradient<V>(p, time_back(p, i - 1), panel, p.packed, depth);
     if (i < p.length) lstm_back<V>(p, time_back(p, i), panel);

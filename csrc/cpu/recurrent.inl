@@ -13,57 +13,10 @@
 #pragma once
 
 #include "core/recurrent_params.h"
-#include "cpu/matrix.inl"
+#include "cpu/panels.inl"
 
 namespace pyattn {
 namespace {
-
-// Entries of the batch that go through a panel of N registers together.
-template <class V, int N>
-constexpr int kPanelRows = V::kVecs * V::kRows / N < 8 ? V::kVecs * V::kRows / N : 8;
-
-// sums[row][register][lane] = sum_d panel[d][register][lane] * rows[row][d]
-template <class V, int N, int R>
-void dot_panel(const typename V::Scalar* panel, const typename V::Scalar* const* rows,
-               std::int64_t depth, typename V::Scalar* sums) {
-  using T = typename V::Scalar;
-  V sum[R][N];
-  const T* row[R];
-  PYATTN_UNROLL
-  for (int i = 0; i < R; ++i) {
-    row[i] = rows[i];
-    PYATTN_UNROLL
-    for (int n = 0; n < N; ++n) sum[i][n] = V::broadcast(T(0));
-  }
-  for (std::int64_t d = 0; d < depth; ++d) {
-    V weight[N];
-    PYATTN_UNROLL
-    for (int n = 0; n < N; ++n) weight[n] = V::load(panel + (d * N + n) * V::kLanes);
-    PYATTN_UNROLL
-    for (int i = 0; i < R; ++i) {
-      const V x = V::broadcast(row[i][d]);
-      PYATTN_UNROLL
-      for (int n = 0; n < N; ++n) sum[i][n] = V::fma(weight[n], x, sum[i][n]);
-    }
-  }
-  PYATTN_UNROLL
-  for (int i = 0; i < R; ++i) {
-    PYATTN_UNROLL
-    for (int n = 0; n < N; ++n) sum[i][n].store(sums + (i * N + n) * V::kLanes);
-  }
-}
-
-template <class V, int N, int R = kPanelRows<V, N>>
-void dot_some(const typename V::Scalar* panel, const typename V::Scalar* const* rows, int count,
-              std::int64_t depth, typename V::Scalar* sums) {
-  if constexpr (R > 0) {
-    if (count == R) {
-      dot_panel<V, N, R>(panel, rows, depth, sums);
-    } else {
-      dot_some<V, N, R - 1>(panel, rows, count, depth, sums);
-    }
-  }
-}
 
 template <class T>
 PYATTN_INLINE std::int64_t steps_of(const RecurrentParams<T>& p, std::int64_t b) {
@@ -116,7 +69,7 @@ void multiply(const RecurrentParams<typename V::Scalar>& p, std::int64_t t,
     // Shares of about the same size: one that is nearly empty waits for its multiply-adds.
     const std::int64_t shares = (left + kMost - 1) / kMost;
     if (count < (left + shares - 1) / shares) return;
-    dot_some<V, N>(panel, rows, count, depth, sums);
+    dot_some<V, N>(panel, rows, count, depth, 1, sums);
     for (int i = 0; i < count; ++i) finish(entries[i], sums + i * N * V::kLanes);
     left -= count;
     count = 0;
@@ -137,39 +90,26 @@ Panels panels_of(const RecurrentStage& stage, std::int64_t size, int registers) 
   return {count * stage.chunk / stage.chunks, count * (stage.chunk + 1) / stage.chunks};
 }
 
-// Packs rows of U: register n of panel i holds the units from first_row(i, n) on, a row of
-// `weight` each; `end_row(i, n)` is the end of the rows there are.
-template <class V, int N, class First, class End>
-void pack_rows(const typename V::Scalar* weight, std::int64_t depth, Panels panels,
-               First&& first_row, End&& end_row, typename V::Scalar* packed) {
-  using T = typename V::Scalar;
+// Packs columns of `depth` rows of U for the panels of a chunk.
+template <class V>
+void pack_transposed(const typename V::Scalar* weight, std::int64_t depth, std::int64_t size,
+                     Panels panels, typename V::Scalar* packed) {
+  constexpr int kUnits = 4 * V::kLanes;
   for (std::int64_t i = panels.first; i < panels.end; ++i) {
-    T* panel = packed + i * depth * N * V::kLanes;
-    for (int n = 0; n < N; ++n) {
-      const std::int64_t first = first_row(i, n);
-      const std::int64_t left = end_row(i, n) - first;
-      const T* rows[V::kLanes];
-      for (int lane = 0; lane < V::kLanes; ++lane) {
-        rows[lane] = weight + (lane < left ? first + lane : 0) * depth;
-      }
-      transpose_in<V>(rows, V::kLanes, depth, panel + n * V::kLanes, N * V::kLanes);
-    }
+    pack_columns<V>(weight + i * kUnits, size, depth, size - i * kUnits,
+                    packed + i * depth * kUnits);
   }
 }
 
-// Packs columns of rows 0 .. depth - 1 of `weight` (., size), four registers to a panel.
-template <class V>
-void pack_columns(const typename V::Scalar* weight, std::int64_t depth, std::int64_t size,
-                  Panels panels, typename V::Scalar* packed) {
-  constexpr int kUnits = 4 * V::kLanes;
+// Packs the rows of N gates of U for the panels of a chunk, a register of units of each.
+template <class V, int N>
+void pack_gates(const RecurrentParams<typename V::Scalar>& p, Panels panels) {
+  const std::int64_t size = p.size;
   for (std::int64_t i = panels.first; i < panels.end; ++i) {
-    for (std::int64_t d = 0; d < depth; ++d) {
-      for (int n = 0; n < 4; ++n) {
-        const std::int64_t unit = i * kUnits + n * V::kLanes;
-        V columns = V::broadcast(typename V::Scalar(0));
-        if (unit < size) columns = load_left<V>(weight + d * size + unit, size - unit);
-        columns.store(packed + (i * depth + d) * kUnits + n * V::kLanes);
-      }
+    const std::int64_t unit = i * V::kLanes;
+    for (int n = 0; n < N; ++n) {
+      pack_rows<V, N>(p.weight + (n * size + unit) * size, size, size, size - unit,
+                      p.packed + (i * size * N + n) * V::kLanes);
     }
   }
 }
@@ -199,14 +139,14 @@ void add_state_gradient(const RecurrentParams<typename V::Scalar>& p, std::int64
       });
 }
 
-// 1 / (1 + e^-x); NaN stays NaN.
+// 1 / (1 + e^-x), absolute error below 1e-7; NaN stays NaN.
 template <class V>
 PYATTN_INLINE V sigmoid(V x) {
   using T = typename V::Scalar;
   const T limit = sizeof(T) == 8 ? T(700) : T(87);
   const V one = V::broadcast(T(1));
   const V bounded = V::max(V::broadcast(-limit), x);
-  return V::reciprocal(one + exp_accurate(V::broadcast(T(0)) - bounded));
+  return V::reciprocal(one + exp_fast(V::broadcast(T(0)) - bounded));
 }
 
 }  // namespace

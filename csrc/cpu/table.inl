@@ -8,6 +8,7 @@
 #include "cpu/local_backward.inl"
 #include "cpu/lstm.inl"
 #include "cpu/normalisation.inl"
+#include "cpu/product.inl"
 #include "cpu/rotary.inl"
 #include "cpu/sdpa.inl"
 #include "cpu/sdpa_backward.inl"
@@ -31,7 +32,10 @@ constexpr Kernels<typename V::Scalar> kernels_for() {
           .gru = gru<V>,
           .lstm = lstm<V>,
           .gru_gradient = gru_gradient<V>,
-          .lstm_gradient = lstm_gradient<V>};
+          .lstm_gradient = lstm_gradient<V>,
+          .pack_product = pack_product<V>,
+          .product = product<V>,
+          .product_columns = 4 * V::kLanes};
 }
 
 template <class V, class X>

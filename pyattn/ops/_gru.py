@@ -95,17 +95,23 @@ def _gradients(
         gates, weight, first, steps, reverse, reset_after, output, inner, g_output, g_last
     )
     before = states_before(output, h0, lengths, reverse=reverse)
-    sums, states, rows = (rows_of(a, valid) for a in (g_gates, before, x))
+    sums, states, rows = (np.ascontiguousarray(rows_of(a, valid)) for a in (g_gates, before, x))
     g_rz, g_new = sums[:, : 2 * size], sums[:, 3 * size :]
-    g_hidden, new_states = sums[:, 2 * size : 3 * size], states
-    if not reset_after:
-        g_hidden, new_states = g_new, rows_of(inner, valid)
-    g_rows = g_rz @ weight_input[: 2 * size] + g_new @ weight_input[2 * size :]
+    weight_input = np.ascontiguousarray(weight_input)
+    g_rows = _core.product(g_rz, weight_input[: 2 * size])
+    _core.product(g_new, weight_input[2 * size :], None, g_rows)
+    if reset_after:
+        g_hidden = sums[:, 2 * size : 3 * size]
+        g_weight_hidden = _core.product(sums[:, : 3 * size].T, states)
+    else:
+        g_hidden, reset = g_new, np.ascontiguousarray(rows_of(inner, valid))
+        parts = _core.product(g_rz.T, states), _core.product(g_new.T, reset)
+        g_weight_hidden = np.concatenate(parts)
     both = g_rz.sum(0)
     return (
         spread(g_rows, valid, *x.shape[:2]),
-        np.concatenate([g_rz.T @ rows, g_new.T @ rows]),
-        np.concatenate([g_rz.T @ states, g_hidden.T @ new_states]),
+        np.concatenate([_core.product(g_rz.T, rows), _core.product(g_new.T, rows)]),
+        g_weight_hidden,
         None if bias_input is None else np.concatenate([both, g_new.sum(0)]),
         None if bias_hidden is None else np.concatenate([both, g_hidden.sum(0)]),
         None if h0 is None else g_first,

@@ -80,12 +80,12 @@ def _gradients(
         gates, weight, h, c, steps, reverse, cells, g_output, g_last, g_cell
     )
     before = states_before(output, h0, lengths, reverse=reverse)
-    sums, states, rows = (rows_of(a, valid) for a in (g_gates, before, x))
+    sums, states, rows = (np.ascontiguousarray(rows_of(a, valid)) for a in (g_gates, before, x))
     g_bias = sums.sum(0)
     return (
-        spread(sums @ weight_input, valid, *x.shape[:2]),
-        sums.T @ rows,
-        sums.T @ states,
+        spread(_core.product(sums, np.ascontiguousarray(weight_input)), valid, *x.shape[:2]),
+        _core.product(sums.T, rows),
+        _core.product(sums.T, states),
         None if bias_input is None else g_bias,
         None if bias_hidden is None else g_bias,
         None if h0 is None else g_h0,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyattn import _core
 from pyattn.ops._rules import join, require_real
 from pyattn.tensor import Array, Dim, Node, Size, Spec, Tensor
 
@@ -176,11 +177,11 @@ def spread(rows: Array, valid: Array | None, batch: int, length: int) -> Array:
 
 def project(x: Array, weight: Array, biases: Sequence[Array | None], valid: Array | None) -> Array:
     """Return ``W x_t + b`` of all steps: one product, in which padding has no part."""
-    rows = rows_of(x, valid) @ weight.T
     given = [bias for bias in biases if bias is not None]
-    if given:
-        rows += given[0] if len(given) == 1 else given[0] + given[1]
-    return spread(rows, valid, *x.shape[:2])
+    bias = sum(given[1:], given[0]) if given else None
+    rows = np.ascontiguousarray(rows_of(x, valid))
+    sums = _core.product(rows, np.ascontiguousarray(weight).T, bias)
+    return spread(sums, valid, *x.shape[:2])
 
 
 def states_before(
