@@ -313,6 +313,21 @@ def test_a_query_that_is_nan_is_nan_and_alone(rng: Any) -> None:
     assert not found[0][1].any()
 
 
+@pytest.mark.parametrize("score", ["dot", "general"])
+@pytest.mark.parametrize("align", ["global", "local-p"])
+def test_the_common_call_has_the_bits_of_the_others(rng: Any, score: Any, align: Any) -> None:
+    query, key, value = (rng.standard_normal((2, n, 8)).astype(np.float32) for n in (3, 9, 9))
+    options: dict[str, Any] = {"score": score, "align": align}
+    if score == "general":
+        options["weight"] = rng.standard_normal((8, 8)).astype(np.float32)
+    if align == "local-p":
+        options |= POSITION | {"renormalize": True}
+    for more in ({}, {"kv_lengths": np.array([9, 4])}):
+        common = pa.luong_attention(query, key, value, **options, **more)
+        other = pa.luong_attention(query, key, value, **options, **more, aux=("lse",))
+        np.testing.assert_array_equal(common, other[0])
+
+
 QUERY, KEY = np.ones((2, 5, 8), np.float32), np.ones((2, 7, 8), np.float32)
 POSITION: dict[str, Any] = {
     "align": "local-p",
@@ -354,6 +369,14 @@ POSITION: dict[str, Any] = {
         (POSITION | {"attn_mask": np.ones((5, 7))}, TypeError, "attn_mask must be bool or float32"),
         (POSITION | {"kv_lengths": np.array([8, 1])}, ValueError, r"lie in 0\.\.7; got 1\.\.8"),
         (POSITION | {"kv_lengths": np.array([1.0, 1.0])}, TypeError, "kv_lengths must be int32"),
+        (POSITION | {"half_width": 0}, ValueError, "half_width must lie in 1.*; got 0"),
+        (
+            POSITION | {"kv_lengths": np.array([1])},
+            ValueError,
+            r"kv_lengths must have shape \(2,\)",
+        ),
+        ({"score": "general", "weight": np.ones((8, 8))}, TypeError, "weight float64"),
+        ({"score": "general", "weight": np.ones(8, np.float32)}, ValueError, r"weight \(8,\)"),
         ({"score": "location"}, ValueError, "takes weight"),
         (
             {"score": "location", "weight": np.ones((6, 8), np.float32)},
