@@ -89,7 +89,7 @@ def _arrays(problem: Problem) -> dict[str, NDArray[np.float32]]:
     arrays["query"], arrays["key"] = arrays["query"] * scale, arrays["key"] * scale
     arrays["position_weight"] *= np.float32(depth**-0.5)
     arrays["position_v"] *= np.float32(0.5)
-    _keep_off_edges(arrays, problem)
+    _keep_off_edges(arrays, problem, rng)
     if problem.score == "concat":
         arrays["weight"] = rng.standard_normal((depth, 2 * depth), np.float32)
         arrays["weight"] *= np.float32((2 * depth) ** -0.5)
@@ -97,13 +97,18 @@ def _arrays(problem: Problem) -> dict[str, NDArray[np.float32]]:
     return arrays
 
 
-def _keep_off_edges(arrays: dict[str, NDArray[np.float32]], problem: Problem) -> None:
-    """Replace queries whose position, rounded otherwise, has another window."""
-    query = arrays["query"][0]
-    hidden = np.tanh(query.astype(np.float64) @ arrays["position_weight"].T.astype(np.float64))
-    position = problem.keys / (1 + np.exp(-(hidden @ arrays["position_v"])))
-    bad = np.abs(position - np.round(position)) < 0.02
-    query[bad] = query[np.flatnonzero(~bad)[0]]
+def _keep_off_edges(
+    arrays: dict[str, NDArray[np.float32]], problem: Problem, rng: np.random.Generator
+) -> None:
+    """Draw queries again whose position, rounded otherwise, has another window."""
+    query, weight = arrays["query"][0], arrays["position_weight"].astype(np.float64)
+    while True:
+        hidden = np.tanh(query.astype(np.float64) @ weight.T) @ arrays["position_v"]
+        position = problem.keys / (1 + np.exp(-hidden))
+        bad = np.abs(position - np.round(position)) < 0.02
+        if not bad.any():
+            return
+        query[bad] = rng.permuted(query[bad], axis=1)
 
 
 def _options(problem: Problem) -> dict[str, Any]:

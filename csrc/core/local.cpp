@@ -52,43 +52,55 @@ double row_work(const LocalParams<X>& p) {
 }
 
 template <class X>
-std::vector<LocalWindow> windows_of(const LocalParams<X>& p) {
+void find_windows(const LocalParams<X>& p, LocalWindow* window) {
   const std::int64_t rows = p.query.shape[1];
-  std::vector<LocalWindow> windows;
-  windows.reserve(static_cast<std::size_t>(p.query.shape[0] * rows));
   for (std::int64_t b = 0; b < p.query.shape[0]; ++b) {
     const std::int64_t keys = p.kv_lengths == nullptr ? p.keys : std::min(p.keys, p.kv_lengths[b]);
     for (std::int64_t t = 0; t < rows; ++t) {
       const auto centre = p.centre.data[b * p.centre.stride[0] + t * p.centre.stride[1]];
-      windows.push_back(local_window(static_cast<double>(centre), p.half_width, keys));
+      *window++ = local_window(static_cast<double>(centre), p.half_width, keys);
     }
   }
-  return windows;
 }
 
 // Rows of one entry, those whose windows lie near each other side by side, so that their keys are
 // still in the cache: into as many bins as there are rows, in order within each.
 void sort_rows(const LocalWindow* windows, std::int64_t rows, std::int64_t keys,
-               std::int64_t* order) {
+               std::int64_t* order, std::int64_t* next) {
   const auto bin = [&](std::int64_t row) {
-    return static_cast<std::size_t>(keys == 0 ? 0 : windows[row].begin * rows / keys);
+    return keys == 0 ? 0 : windows[row].begin * rows / keys;
   };
-  std::vector<std::int64_t> next(static_cast<std::size_t>(rows) + 1);
+  std::fill_n(next, rows + 1, std::int64_t{0});
   for (std::int64_t t = 0; t < rows; ++t) ++next[bin(t) + 1];
-  for (std::size_t i = 1; i < next.size(); ++i) next[i] += next[i - 1];
+  for (std::int64_t i = 1; i < rows; ++i) next[i] += next[i - 1];
   for (std::int64_t t = 0; t < rows; ++t) order[next[bin(t)]++] = t;
 }
 
-// The same for every entry.
-template <class X>
-std::vector<std::int64_t> sorted_rows(const LocalParams<X>& p) {
-  const std::int64_t rows = p.query.shape[1];
-  std::vector<std::int64_t> order(static_cast<std::size_t>(p.query.shape[0] * rows));
-  for (std::int64_t at = 0; at < p.query.shape[0] * rows; at += rows) {
-    sort_rows(p.windows + at, rows, p.keys, order.data() + at);
+// Windows and sorted rows of every entry, in memory of the caller's.
+struct Plan {
+  LocalWindow* windows;
+  std::int64_t* order;
+  std::int64_t* next;  // scratch
+
+  template <class X>
+  static std::int64_t bytes(const LocalParams<X>& p) {
+    constexpr std::int64_t kEach = sizeof(LocalWindow) + 2 * sizeof(std::int64_t);
+    return round_up((p.query.shape[0] * p.query.shape[1] + 1) * kEach, kCacheLine);
   }
-  return order;
-}
+
+  template <class X>
+  Plan(const LocalParams<X>& p, std::byte* memory) {
+    const std::int64_t rows = p.query.shape[1];
+    const std::int64_t all = p.query.shape[0] * rows;
+    windows = reinterpret_cast<LocalWindow*>(memory);
+    order = reinterpret_cast<std::int64_t*>(windows + all);
+    next = order + all;
+    find_windows(p, windows);
+    for (std::int64_t at = 0; at < all; at += rows) {
+      sort_rows(windows + at, rows, p.keys, order + at, next);
+    }
+  }
+};
 
 // Rows of one entry that share their sums, and where these are.
 template <class T>
@@ -104,17 +116,17 @@ class LocalBackward {
  public:
   using T = Compute<X>;
 
-  explicit LocalBackward(const LocalGradientParams<X>& params)
+  LocalBackward(const LocalGradientParams<X>& params, const std::int64_t* order)
       : params_(params),
         p_(params.forward),
         kernels_(attention_kernels_of<X>(kernels()).local),
         depth_(p_.query.shape[2]),
         columns_(p_.value.shape[2]),
+        order_(order),
         key_size_(params.grad_key.data == nullptr ? 0 : depth_),
         value_size_(params.grad_value.data == nullptr ? 0 : columns_),
         v_size_(params.grad_v == nullptr ? 0 : depth_),
-        v_total_(static_cast<std::size_t>(v_size_)),
-        order_(sorted_rows(p_)) {}
+        v_total_(static_cast<std::size_t>(v_size_)) {}
 
   void run() {
     for (std::int64_t first = 0; first < p_.query.shape[0];) {
@@ -140,7 +152,7 @@ class LocalBackward {
   std::int64_t plan(std::int64_t batch) {
     const std::int64_t rows = p_.query.shape[1];
     const LocalWindow* window = p_.windows + batch * rows;
-    const std::int64_t* order = order_.data() + batch * rows;
+    const std::int64_t* order = order_ + batch * rows;
     // So many rows that the borders do not count.
     const std::int64_t step = std::max(kPartRows, 2 * window_keys(p_));
     std::int64_t numbers = 0;
@@ -178,7 +190,7 @@ class LocalBackward {
       if (start != nullptr) {
         std::memset(start, 0, sizeof(T) * static_cast<std::size_t>(part_numbers(part.sums)));
       }
-      const std::int64_t* rows = order_.data() + part.batch * p_.query.shape[1] + part.first_row;
+      const std::int64_t* rows = order_ + part.batch * p_.query.shape[1] + part.first_row;
       kernels_.add(params_, part.batch, rows, part.rows, part.sums, memory + scratch * worker);
     };
     parallel_for(loop, workers, body);
@@ -238,23 +250,24 @@ class LocalBackward {
   const LocalKernels<X>& kernels_;
   std::int64_t depth_;
   std::int64_t columns_;
+  const std::int64_t* order_;  // rows of every entry
   std::int64_t key_size_;
   std::int64_t value_size_;
   std::int64_t v_size_;
   std::vector<double> v_total_;
-  std::vector<std::int64_t> order_;  // rows of every entry
-  std::vector<Part<T>> parts_;       // of the entries in the making
+  std::vector<Part<T>> parts_;  // of the entries in the making
 };
 
 }  // namespace
 
 LocalWindow local_window(double centre, std::int64_t half_width, std::int64_t keys) {
-  if (!std::isfinite(centre)) return {.finite = keys == 0};
-  // Beyond these there is no key, and a conversion would overflow.
-  const double far = 4e18 / 4;
-  if (centre > far || centre < -far) return {};
-  const std::int64_t first = static_cast<std::int64_t>(std::ceil(centre)) - half_width;
-  const std::int64_t last = static_cast<std::int64_t>(std::floor(centre)) + half_width;
+  // Beyond this there is no key, and a conversion would overflow.
+  constexpr double kFar = 1e18;
+  if (!(centre > -kFar && centre < kFar)) return {.finite = keys == 0 || std::isfinite(centre)};
+  const auto whole = static_cast<std::int64_t>(centre);  // towards 0: the floor or the ceiling
+  const auto back = static_cast<double>(whole);
+  const std::int64_t first = whole + (back < centre ? 1 : 0) - half_width;
+  const std::int64_t last = whole - (back > centre ? 1 : 0) + half_width;
   LocalWindow window{
       .first = first, .begin = std::max<std::int64_t>(first, 0), .end = std::min(last + 1, keys)};
   if (window.begin >= window.end) window.begin = window.end = 0;
@@ -266,30 +279,32 @@ void run_local(LocalParams<X> params) {
   const std::int64_t batch = params.query.shape[0];
   const std::int64_t rows = params.query.shape[1];
   if (batch == 0 || rows == 0) return;
-  const std::vector<LocalWindow> windows = windows_of(params);
-  params.windows = windows.data();
-  const std::vector<std::int64_t> order = sorted_rows(params);
   const std::int64_t blocks = (rows + kTaskRows - 1) / kTaskRows;
   TaskLoop loop{.tasks = batch * blocks};
   loop.work = row_work(params) * static_cast<double>(batch * rows);
   const int workers = loop_threads(loop);
   const std::int64_t scratch = round_up(scratch_bytes(params), kCacheLine);
-  std::byte* memory = thread_scratch(static_cast<std::size_t>(scratch * workers));
+  const std::int64_t planned = Plan::bytes(params);
+  std::byte* memory = thread_scratch(static_cast<std::size_t>(planned + scratch * workers));
+  const Plan plan(params, memory);
+  params.windows = plan.windows;
   const auto kernel = attention_kernels_of<X>(kernels()).local.rows;
   auto body = [&](std::int64_t task, int worker) {
     const std::int64_t entry = task / blocks;
     const std::int64_t first = task % blocks * kTaskRows;
-    kernel(params, entry, order.data() + entry * rows + first, std::min(kTaskRows, rows - first),
-           memory + scratch * worker);
+    kernel(params, entry, plan.order + entry * rows + first, std::min(kTaskRows, rows - first),
+           memory + planned + scratch * worker);
   };
   parallel_for(loop, workers, body);
 }
 
 template <class X>
 void run_local_gradient(LocalGradientParams<X> params) {
-  const std::vector<LocalWindow> windows = windows_of(params.forward);
-  params.forward.windows = windows.data();
-  LocalBackward<X>(params).run();
+  // The waves of the backward pass take the thread's scratch.
+  std::vector<std::byte> memory(static_cast<std::size_t>(Plan::bytes(params.forward)));
+  const Plan plan(params.forward, memory.data());
+  params.forward.windows = plan.windows;
+  LocalBackward<X>(params, plan.order).run();
 }
 
 #define PYATTN_INSTANTIATE(X)              \

@@ -220,7 +220,7 @@ def _function(node: Node) -> str:
     parts = {
         _DTYPES.get(str(query.dtype), ""): True,
         "Concat": v is not None,
-        f"HalfWidth{params['half_width']}": True,
+        f"Within{params['half_width']}": True,
         "Renormalized": params["renormalize"],
         "BoolMask": mask is not None and mask.dtype == np.bool_,
         "FloatMask": mask is not None and mask.dtype != np.bool_,

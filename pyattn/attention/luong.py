@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pyattn import interchange
+from pyattn import _core, interchange
 from pyattn.attention import _checks as checks
 from pyattn.attention import _sdpa_graph as graph
 from pyattn.attention._sdpa_options import LARGEST, normalize_options
@@ -137,6 +137,23 @@ def luong_attention(
     >>> context.shape, p_t.shape
     ((2, 3, 16), (2, 3))
     """
+    # The common call, without the checks: where it fails, they say why.
+    try:
+        if (
+            type(query) is np.ndarray
+            and score in ("dot", "general")
+            and (weight is None) == (score == "dot")
+            and v is attn_mask is query_start is None
+            and aux == ()
+        ):
+            found = _common(
+                query, key, key if value is None else value, weight, align, half_width,
+                position_weight, position_v, renormalize, kv_lengths,
+            )  # fmt: skip
+            if found is not None:
+                return found
+    except (TypeError, ValueError, IndexError, AttributeError):
+        pass
     for name, given, known in (("score", score, Score), ("align", align, Alignment)):
         if given not in get_args(known):
             raise ValueError(f"{NAME}: {name} must be one of {get_args(known)}; got {given!r}")
@@ -176,6 +193,43 @@ def luong_attention(
     parts = result if isinstance(result, tuple) else (result,)
     parts = tuple(part[:, 0] for part in parts)
     return parts if names else parts[0]
+
+
+def _common(
+    query: Any,
+    key: Any,
+    value: Any,
+    weight: Any,
+    align: Alignment,
+    half_width: Any,
+    position_weight: Any,
+    position_v: Any,
+    renormalize: Any,
+    kv_lengths: Any,
+) -> Any:
+    """Return the context of arrays; where something does not fit, None or some error."""
+    dtype = query.dtype
+    if dtype.itemsize == 2 or not isinstance(renormalize, bool):
+        return None
+    scored = query
+    if weight is not None:
+        if weight.dtype != dtype or weight.ndim != 2:
+            return None
+        scored = np.matmul(query, weight)
+    if align == "global":
+        if not (half_width is position_weight is position_v is None) or renormalize:
+            return None
+        options = None if kv_lengths is None else {"kv_lengths": kv_lengths}
+        q, k, x = scored[:, None], key[:, None], value[:, None]
+        return _core.sdpa(q, k, x, None, 1.0, -1, None, options)[:, 0]
+    if align != "local-p" or type(half_width) is not int:
+        return None
+    if not position_weight.dtype == position_v.dtype == dtype:
+        return None
+    centre = _centres(query, key, kv_lengths, position_weight, position_v)
+    return _core.local(
+        scored, key, value, centre, half_width, renormalize, None, None, kv_lengths, None
+    )
 
 
 def _within(
