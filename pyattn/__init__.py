@@ -7,7 +7,7 @@ functions record what they do when given a :class:`Tensor`, which is how models 
 (:func:`grad`) and exported to ONNX (:func:`export`).
 """
 
-from pyattn import models, nn, ops, ort, runtime
+from pyattn import models, nn, ops, optim, ort, runtime
 from pyattn.attention import (
     additive_attention,
     attention_weights,
@@ -38,6 +38,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "optim",
     "ort",
     "paged_attention",
     "runtime",

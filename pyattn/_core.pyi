@@ -167,6 +167,43 @@ def additive(
     arithmetic. The rest is as for `sdpa`. Memory is O(T + S): no (T, S, A) tensor is made.
     """
 
+def local(
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    centre: _Array,
+    half_width: int,
+    renormalize: bool,
+    v: _Array | None,
+    mask: _Array | None,
+    kv_lengths: _Array | None,
+    aux: Sequence[str] | None,
+) -> Any:
+    """Attend to the keys s with ``|s - centre| <= half_width``; see csrc/cpu/local.inl.
+
+    query (B, T, D), key (B, S, D), value (B, S, E); centre (B, T) and v (D,), with which the scores
+    are v . tanh(query + key), in the dtype of the arithmetic. mask broadcasts to (B, T, S). aux
+    names any of "weights" (B, T, S), "lse" (B, T), "window_weights" (B, T, 2 half_width + 1).
+    """
+
+def local_backward(
+    query: _Array,
+    key: _Array,
+    value: _Array,
+    centre: _Array,
+    half_width: int,
+    renormalize: bool,
+    v: _Array | None,
+    mask: _Array | None,
+    kv_lengths: _Array | None,
+    grad_out: _Array,
+    grad_lse: _Array | None,
+    grad_weights: _Array | None,
+    grad_window_weights: _Array | None,
+    want: Collection[str],
+) -> Any:
+    """Return the gradients of query, key, value, centre and v; None for those not in `want`."""
+
 def additive_backward(
     query: _Array,
     key: _Array,
@@ -219,6 +256,83 @@ def rms_norm_gradient(
     """Return the gradients of `rms_norm` with respect to x and scale, given that of its result.
 
     That of scale is summed over the rows only: it has the shape of the normalised axes.
+    """
+
+def product(
+    left: NDArray[_Float],
+    right: NDArray[_Float],
+    bias: NDArray[_Float] | None = None,
+    add_to: NDArray[_Float] | None = None,
+) -> NDArray[_Float]:
+    """Return ``left @ right + bias``; with `add_to`, add it to that dense matrix and return it.
+
+    Each matrix has unit stride along one of its axes; bias (columns,) is dense.
+    """
+
+def gru(
+    gates: NDArray[_Float],
+    weight: NDArray[_Float],
+    bias: NDArray[_Float] | None,
+    h0: NDArray[_Float],
+    lengths: NDArray[np.int64] | None,
+    reverse: bool,
+    reset_after: bool,
+    keep: bool,
+) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float] | None]:
+    """Return the states after all steps, the last ones, and with `keep` what r is multiplied with.
+
+    gates (B, T, 3H) holds W x + b in the order r, z, n and is overwritten, with `keep` by the
+    gates; weight (3H, H) is U, h0 (B, H). bias (H,) belongs to U_n h where r multiplies it.
+    """
+
+def lstm(
+    gates: NDArray[_Float],
+    weight: NDArray[_Float],
+    h0: NDArray[_Float],
+    c0: NDArray[_Float],
+    lengths: NDArray[np.int64] | None,
+    reverse: bool,
+    keep: bool,
+) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float], NDArray[_Float] | None]:
+    """Return the states after all steps, the last h and c, and with `keep` c after all steps.
+
+    gates (B, T, 4H) holds W x + b in the order i, f, g, o and is overwritten, with `keep` by the
+    gates; weight (4H, H) is U, h0 and c0 (B, H).
+    """
+
+def gru_gradient(
+    gates: NDArray[_Float],
+    weight: NDArray[_Float],
+    h0: NDArray[_Float],
+    lengths: NDArray[np.int64] | None,
+    reverse: bool,
+    reset_after: bool,
+    output: NDArray[_Float],
+    inner: NDArray[_Float],
+    grad_output: NDArray[_Float],
+    grad_state: NDArray[_Float],
+) -> tuple[NDArray[_Float], NDArray[_Float]]:
+    """Return the gradients of the sums inside the gates (B, T, 4H), and that of h0.
+
+    They are those of r, z, U h + b (with reset_after; else nothing is written there) and n. Steps
+    that are not taken are not written. gates, output and inner come from `gru` with `keep`.
+    """
+
+def lstm_gradient(
+    gates: NDArray[_Float],
+    weight: NDArray[_Float],
+    h0: NDArray[_Float],
+    c0: NDArray[_Float],
+    lengths: NDArray[np.int64] | None,
+    reverse: bool,
+    cells: NDArray[_Float],
+    grad_output: NDArray[_Float],
+    grad_state: NDArray[_Float],
+    grad_cell: NDArray[_Float],
+) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float]]:
+    """Return the gradients of the sums inside the gates (B, T, 4H), and those of h0 and c0.
+
+    Steps that are not taken are not written. gates and cells come from `lstm` with `keep`.
     """
 
 def rotary_embedding(

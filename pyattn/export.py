@@ -20,8 +20,8 @@ from pyattn import runtime
 from pyattn.extras import needs
 from pyattn.grad import Parametrized
 from pyattn.io import atomic_write
-from pyattn.onnx_graph import DOMAIN, Graph, Shared
-from pyattn.tensor import Array, Spec, Tensor
+from pyattn.onnx_graph import DOMAIN, Graph, Shared, value_info
+from pyattn.tensor import Array, Tensor
 
 if TYPE_CHECKING:
     import onnx
@@ -80,7 +80,7 @@ class Input:
                 array = array.take(np.arange(sizes[name]) % array.shape[axis], axis=axis)
         if self.at_most is not None:
             array = np.minimum(array, sizes[self.at_most]).astype(array.dtype)
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array).reshape(array.shape)  # NumPy makes rank 0 rank 1
 
 
 def export(
@@ -113,7 +113,8 @@ def export(
         Whether each attention mechanism is a model-local function of the domain ``pyattn``
         (the default) or written out in standard operators.
     attention_outputs:
-        Whether the attention weights of each layer are outputs too: ``attention_weights_0``, ...
+        Whether the attention weights of each layer are outputs too: ``attention_weights_0``, ...;
+        of a layer within a loop those of all steps, with the axis of steps in front.
     verify:
         Whether to run the result in ONNX Runtime, at three choices of the dynamic sizes other than
         the example's, and compare it with the model run on arrays.
@@ -230,8 +231,8 @@ def _trace(
         helper.make_graph(
             graph.nodes,
             type(model).__name__,
-            [_value_info(name, tensor.spec) for name, tensor in symbols.items()],
-            [_value_info(name, spec) for name, spec in described],
+            [value_info(name, tensor.spec) for name, tensor in symbols.items()],
+            [value_info(name, spec) for name, spec in described],
             initializers,
             # No value_info: told the shapes between nodes, ONNX Runtime 1.32 fuses additions with
             # normalisations, and MiniLM then takes 10 to 17 % longer.
@@ -249,13 +250,6 @@ def _trace(
 def _array(value: Any) -> Array:
     array: Array = value.numpy() if isinstance(value, Tensor) else value
     return array
-
-
-def _value_info(name: str, spec: Spec) -> Any:
-    from onnx import helper
-
-    sizes = [size if isinstance(size, int) else str(size) for size in spec.shape]
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(spec.dtype), sizes)
 
 
 def _named_outputs(result: Any) -> dict[str, Tensor]:

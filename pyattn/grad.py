@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from pyattn.tensor import Array, Node, Tensor
+from pyattn.walk import topological
 
 
 @runtime_checkable
@@ -23,24 +24,6 @@ class Parametrized(Protocol):
     def parameters(self) -> dict[str, Any]: ...
 
     def replace(self, values: Mapping[str, Any]) -> Any: ...
-
-
-def topological(outputs: Iterable[Tensor]) -> list[Node]:
-    """Return every node that the outputs depend on, inputs before the nodes that use them."""
-    order: list[Node] = []
-    seen: set[Node] = set()
-    stack = [(tensor.node, False) for tensor in outputs]
-    while stack:
-        node, ready = stack.pop()
-        if node is None or (not ready and node in seen):
-            continue
-        if ready:
-            order.append(node)
-            continue
-        seen.add(node)
-        stack.append((node, True))
-        stack.extend((x.node, False) for x in reversed(node.inputs) if x is not None)
-    return order
 
 
 def pullback(

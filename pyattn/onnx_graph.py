@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyattn.grad import topological
 from pyattn.tensor import Array, Node, Spec, Tensor
+from pyattn.walk import topological
 
 if TYPE_CHECKING:
     import onnx
@@ -49,13 +50,24 @@ class Graph:
     """A list of ONNX nodes under construction; what the ``onnx`` rules of operations write to."""
 
     def __init__(
-        self, shared: Shared, *, function: bool = False, taken: Sequence[str] = ()
+        self,
+        shared: Shared,
+        *,
+        function: bool = False,
+        taken: Sequence[str] = (),
+        outer: Graph | None = None,
     ) -> None:
-        """``taken`` are the names of inputs and outputs, which nothing else may get."""
+        """``taken`` are the names of inputs and outputs, which nothing else may get.
+
+        Within ``outer``, whose names are known here too, this is the body of one of its nodes.
+        """
         self._shared = shared
         self._function = function
-        self._taken = set(taken)
-        self._names: dict[tuple[Node | Tensor, int], str] = {}
+        self._outer = outer
+        self._taken: set[str] = set(taken) if outer is None else outer._taken
+        self._names: ChainMap[tuple[Node | Tensor, int], str] = (
+            ChainMap() if outer is None else outer._names.new_child()
+        )
         self._constants: dict[tuple[Any, ...], str] = {}
         self._arrays: dict[str, Array] = {}
         self.nodes: list[onnx.NodeProto] = []
@@ -99,6 +111,8 @@ class Graph:
         """Return the name of a constant: an initializer, inside a function a Constant node."""
         from onnx import numpy_helper
 
+        if self._outer is not None:  # once for all steps, and shared with what is outside
+            return self._outer.constant(array, name)
         if name is None and array.nbytes <= 64:
             key: tuple[Any, ...] = (array.dtype.str, array.shape, array.tobytes())
         else:  # a weight: told by where it lies, as long as it is kept in _arrays
@@ -117,7 +131,7 @@ class Graph:
         """Return the constants that a node reads."""
         from onnx import numpy_helper
 
-        used = {name for node in self.nodes for name in node.input}
+        used = set(_read(self.nodes))
         return [
             numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), label)
             for label, array in self._arrays.items()
@@ -141,6 +155,42 @@ class Graph:
         """Give the graph's outputs their names."""
         self.nodes.extend(map(_identity, sources, targets))
 
+    def subgraph(
+        self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> tuple[onnx.GraphProto, list[Spec]]:
+        """Return the body of a node that is about to be written, as a graph of its own.
+
+        What the body reads of this graph must be written already, and keeps its name. Attention
+        weights that are to be outputs of the model come behind ``outputs``; their Specs are
+        returned, for :meth:`show`.
+        """
+        from onnx import helper
+
+        inner = Graph(self._shared, outer=self)
+        names = [inner._unique("input") for _ in inputs]
+        for tensor, label in zip(inputs, names, strict=True):
+            inner.bind(tensor, label)
+        sources = inner.add(outputs) + [weights for weights, _ in inner.attention]
+        results = [inner._unique("result") for _ in sources]
+        inner.rename(sources, results)
+        shown = [spec for _, spec in inner.attention]
+        given, made = [x.spec for x in inputs], [x.spec for x in outputs] + shown
+        proto = helper.make_graph(
+            inner.nodes,
+            name,
+            list(map(value_info, names, given)),
+            list(map(value_info, results, made)),
+        )
+        return proto, shown
+
+    def show(self, name: str, weights: Spec) -> None:
+        """Let attention weights be an output of the model; in a body, one of the body first."""
+        if self._outer is None:
+            label = f"attention_weights_{len(self.attention)}"
+            self.rename([name], [label])
+            name = label
+        self.attention.append((name, weights))
+
     def _name(self, tensor: Tensor | None) -> str:
         if tensor is None:
             return ""
@@ -162,9 +212,7 @@ class Graph:
             results = self.body(written, names)
         if written is not node:
             index = 1 + written.params["aux"].index("weights")
-            label = f"attention_weights_{len(self.attention)}"
-            self.rename([results[index]], [label])
-            self.attention.append((label, written.outputs[index]))
+            self.show(results[index], written.outputs[index])
         for index in range(len(node.outputs)):
             self._names[node, index] = results[index]
 
@@ -238,6 +286,22 @@ class Graph:
         )
 
 
+def value_info(name: str, spec: Spec) -> onnx.ValueInfoProto:
+    """Return the ONNX description of an input or output."""
+    from onnx import helper
+
+    sizes = [size if isinstance(size, int) else str(size) for size in spec.shape]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(spec.dtype), sizes)
+
+
+def _read(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Yield every name that the nodes read, in their bodies too."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            yield from _read(attribute.g.node)
+
+
 def _leaf(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else Tensor.symbolic(tensor.shape, tensor.dtype)
 
@@ -256,11 +320,13 @@ def _with_weights(node: Node) -> Node:
 
 
 def _attribute(key: str, value: Any) -> onnx.AttributeProto:
-    from onnx import AttributeProto, helper
+    from onnx import AttributeProto, helper, numpy_helper
 
     if isinstance(value, Attribute):
         kind = AttributeProto.TENSOR if value.wide else AttributeProto.FLOAT
         return AttributeProto(name=key, type=kind, ref_attr_name=value.name)
     if isinstance(value, np.dtype):
         value = helper.np_dtype_to_tensor_dtype(value)
+    if isinstance(value, np.ndarray):
+        value = numpy_helper.from_array(value)
     return helper.make_attribute(key, value)

@@ -23,10 +23,10 @@ OTHER_SIZES = (
 class In:
     """One input of a case: its shape in names and numbers, and what it holds.
 
-    ``kind``: "float", "positive", "spaced" (no two alike, none near 0), "bool", "bias" (floats,
-    some -inf), "slopes" (small, without a gradient), "starts" (positions, some negative), "offsets"
-    (rising from 0 to the size that ``total`` names), or an upper bound, a number or a name, for
-    integers.
+    ``kind``: "float", "weight" (floats of rows whose squares sum to about 1), "positive", "slight"
+    (within 0.02 of 0), "spaced" (no two alike, none near 0), "bool", "bias" (floats, some -inf),
+    "slopes" (small, without a gradient), "starts" (positions, some negative), "offsets" (rising
+    from 0 to the size that ``total`` names), or an upper bound, a number or a name, for integers.
     """
 
     shape: tuple[str | int, ...]
@@ -40,6 +40,10 @@ class In:
         if self.kind == "bias":
             drawn = rng.standard_normal(shape)
             return np.where(rng.random(shape) < 0.3, -np.inf, drawn).astype(dtype)
+        if self.kind == "weight":
+            return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(dtype)
+        if self.kind == "slight":
+            return rng.uniform(-0.02, 0.02, shape).astype(dtype)
         if self.kind == "slopes":
             return (rng.random(shape) / 4).astype(dtype)
         if self.kind == "starts":
@@ -63,7 +67,7 @@ class In:
     @property
     def has_gradient(self) -> bool:
         """Whether it is differentiated: not where a step would leave -inf, nor a constant."""
-        return self.kind in ("float", "positive", "spaced")
+        return self.kind in ("float", "weight", "positive", "slight", "spaced")
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from pyattn import ops
-from tests import reference, reference_layers
+from tests import reference, reference_decoder, reference_layers
 from tests.case import Case, In
-from tests.cases_attention import ADDITIVE, LUONG, SDPA, VARLEN
+from tests.cases_attention import ADDITIVE, SDPA, VARLEN
+from tests.cases_luong import LUONG
+from tests.cases_recurrent import RECURRENT
 
 
 def _unary(name: str, oracle: Callable[..., Any], kind: str = "float") -> Case:
@@ -38,6 +40,7 @@ ELEMENTWISE = [
     _unary("gelu", reference.gelu),
     _unary("negative", lambda x: 0 - x),
     _unary("softmax", reference.softmax),
+    _unary("log_softmax", lambda x: np.log(reference.softmax(x))),
     _binary("add", lambda x, y: x + y),
     _binary("subtract", lambda x, y: x - y),
     _binary("multiply", lambda x, y: x * y),
@@ -48,6 +51,13 @@ ELEMENTWISE = [
         {"x": In(("B", 1, "S"), "spaced"), "y": In(("T", "S"), "spaced")},
         lambda x, y: ops.maximum(x, y + 0.1),  # never near each other: there is no derivative there
         lambda x, y: np.where(x >= y + 0.1, x, y + 0.1),
+    ),
+    Case(
+        "minimum",
+        "minimum",
+        {"x": In(("B", 1, "S"), "spaced"), "y": In(("T", "S"), "spaced")},
+        lambda x, y: ops.minimum(x, y + 0.1),
+        lambda x, y: np.where(x <= y + 0.1, x, y + 0.1),
     ),
     _binary("equal", lambda x, y: x == y, smooth=False),
     _binary("less", lambda x, y: x < y, smooth=False),
@@ -66,6 +76,22 @@ ELEMENTWISE = [
         {"x": In(("T", "S"), "bool"), "y": In(("B", 1, "S"), "bool")},
         ops.logical_and,
         lambda x, y: x * y,
+        smooth=False,
+    ),
+    Case(
+        "logical_or",
+        "logical_or",
+        {"x": In(("T", "S"), "bool"), "y": In(("B", 1, "S"), "bool")},
+        ops.logical_or,
+        lambda x, y: ~(~x * ~y),
+        smooth=False,
+    ),
+    Case(
+        "logical_not",
+        "logical_not",
+        {"x": In(("T", "S"), "bool")},
+        ops.logical_not,
+        lambda x: x < 1,
         smooth=False,
     ),
     Case(
@@ -163,6 +189,53 @@ MOVING = [
         lambda table, indices: np.array([[table[i] for i in row] for row in indices]),
     ),
     Case(
+        "argmax",
+        "argmax",
+        {"x": In(("B", "T", 3), "spaced")},
+        ops.argmax,
+        lambda x: [[list(row).index(max(row)) for row in rows] for rows in x],
+        smooth=False,
+    ),
+    Case(
+        "take_along",
+        "take_along",
+        {"x": In(("B", "T", "S")), "indices": In(("B", "T", 4), "S")},
+        lambda x, indices: ops.take_along(ops.pad(x, 1), indices),
+        lambda x, indices: [
+            [[[*row, 0.0][i] for i in at] for row, at in zip(*rows, strict=True)]
+            for rows in zip(x, indices, strict=True)
+        ],
+    ),
+    Case(
+        "scatter_add",
+        "scatter_add",
+        {"x": In(("B", 6)), "indices": In(("B", "S"), 5), "updates": In(("B", "S"))},
+        ops.scatter_add,
+        reference_decoder.scatter_add,
+    ),
+    Case(
+        "pad",
+        "pad",
+        {"x": In(("B", "T", 3))},
+        lambda x: ops.pad(x, 2),
+        lambda x: [[[*row, 0.0, 0.0] for row in rows] for rows in x],
+    ),
+    Case(
+        "zeros_like/gradient",
+        "zeros_like",
+        {"x": In(("B", "T"))},
+        lambda x: x - ops.zeros_like(x),
+        lambda x: x + 0.0,
+    ),
+    Case(
+        "zeros_like",
+        "zeros_like",
+        {"x": In(("B", "T", 3))},
+        lambda x: ops.zeros_like(x, np.int64),
+        lambda x: x * 0,
+        smooth=False,
+    ),
+    Case(
         "sum",
         "sum",
         {"x": In(("B", "T", "S"))},
@@ -258,6 +331,34 @@ LAYERS = [
     _rotary("positions-merged-interleaved", ("B", "T", 36), 6, num_heads=3, interleaved=True),
 ]
 
-CASES = [*ELEMENTWISE, *MOVING, *LAYERS, *SDPA, *VARLEN, *ADDITIVE, *LUONG]
+
+def _repeated(start: Any, weight: Any, source: Any, **options: Any) -> Any:
+    """A step with a nested state, a weight and a source from outside, and outputs of two kinds."""
+
+    def step(state: Any) -> Any:
+        h, (count,) = state
+        after = ops.tanh(ops.matmul(h, weight) + ops.mean(source, 1))
+        result = (after, (count + 1,)), (h, count)
+        return (*result, ops.all(ops.equal(count, 3))) if options["stops"] else result
+
+    state = start, (ops.arange_like(source, 0) * 0,)
+    (last, (count,)), (states, counts) = ops.loop(step, state, options["steps"])
+    return last, ops.astype(count, start.dtype), states, ops.astype(counts, start.dtype)
+
+
+def _loop(name: str, ran: int, **options: Any) -> Case:
+    inputs = {"start": In(("B", 3)), "weight": In((3, 3)), "source": In(("B", "S", 3))}
+    return Case(
+        f"loop/{name}",
+        "loop",
+        inputs,
+        lambda **arrays: _repeated(**arrays, **options),
+        lambda **arrays: reference_decoder.repeated(**arrays, steps=ran),
+    )
+
+
+LOOPS = [_loop("steps", 3, steps=3, stops=False), _loop("done", 4, steps=9, stops=True)]
+
+CASES = [*ELEMENTWISE, *MOVING, *LAYERS, *LOOPS, *SDPA, *VARLEN, *ADDITIVE, *LUONG, *RECURRENT]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES)

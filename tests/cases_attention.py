@@ -277,33 +277,3 @@ ADDITIVE = [
         is_causal="bottom_right",
     ),
 ]
-
-
-def _luong(score: str, **weights: In) -> Case:
-    inputs = {"query": In(("B", "T", 6)), "key": In(("B", "S", 6 if score == "dot" else 5))}
-    mask = {"attn_mask": In(("B", "T", "S"), "bool")}
-
-    def oracle(query: Any, key: Any, attn_mask: Any, **rest: Any) -> Any:
-        return reference.luong(query, key, score=score, mask=attn_mask, **rest)  # type: ignore[arg-type]
-
-    return Case(
-        f"luong/{score}",
-        "additive" if score == "concat" else "sdpa",
-        inputs | mask | weights,
-        lambda query, key, attn_mask, **rest: pa.luong_attention(
-            query,
-            key,
-            score=score,
-            attn_mask=attn_mask,
-            aux=("weights", "lse"),
-            **rest,  # type: ignore[arg-type]
-        ),
-        oracle,
-    )
-
-
-LUONG = [
-    _luong("dot"),
-    _luong("general", weight=In((6, 5))),
-    _luong("concat", weight=In((8, 11)), v=In((8,))),
-]

@@ -4,7 +4,7 @@ Every oracle loops over batch, head and query row, picks out the keys that the r
 and evaluates the paper's formula on those keys alone. A masked key or value is therefore never
 read, so NaN stored there cannot reach a result. A row with no allowed key has output 0, weights 0
 and log-sum-exp -inf. Nothing here is fast, and nothing here imports the library under test.
-Scaled dot-product attention has files of its own, ``reference_sdpa*.py``.
+Scaled dot-product and Luong's attention have files of their own, ``reference_*.py``.
 
 Dimension letters: B batch, H query heads, G key/value heads, T query length, S key length,
 D head size, E value head size, A additive size, M model size.
@@ -16,7 +16,7 @@ the bound that a kernel in that dtype has to keep.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -32,8 +32,6 @@ from tests.reference_sdpa import (
     sdpa,
     softmax_row,
 )
-
-LuongScore = Literal["dot", "general", "concat", "location"]
 
 
 def causal_offset(is_causal: Causal, length: int, rows: int) -> int | None:
@@ -94,47 +92,6 @@ def additive(
         return np.asarray([vector @ np.tanh(q[b, i] + k[b, j] + inner) for j in keys])
 
     return _attend_by_row(score, q.shape[:2], values, mask, kv_lengths, is_causal)
-
-
-def luong(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike | None = None,
-    *,
-    score: LuongScore = "dot",
-    weight: ArrayLike | None = None,
-    v: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-) -> Result:
-    """Global alignment of Luong et al. 2015, arXiv:1508.04025, equations 7 and 8.
-
-    query (B, T, M) holds the current decoder states h_t, key (B, S, N) the source states h_s, and
-    value is the key unless given. Scores: ``dot`` h_t . h_s; ``general`` h_t^T W h_s with weight
-    (M, N); ``concat`` v^T tanh(W [h_t; h_s]) with weight (A, M + N) and v (A,); ``location``
-    W_a h_t with weight (L, M), of which the first S entries are used (S <= L).
-    Returns out (B, T, E), weights (B, T, S), lse (B, T).
-    """
-    q, k = float64(query), float64(key)
-    values = k if value is None else float64(value)
-    w = np.zeros(0) if weight is None else float64(weight)
-    vector = np.zeros(0) if v is None else float64(v)
-    if score == "location" and k.shape[1] > w.shape[0]:
-        raise ValueError(f"location has {w.shape[0]} positions, the source has {k.shape[1]}")
-
-    def one(target: Array, b: int, j: int) -> float:
-        if score == "dot":
-            return float(target @ k[b, j])
-        if score == "general":
-            return float(target @ w @ k[b, j])
-        if score == "concat":
-            return float(vector @ np.tanh(w @ np.concatenate([target, k[b, j]])))
-        return float(w[j] @ target)
-
-    def scores(b: int, i: int, keys: NDArray[np.intp]) -> Array:
-        return np.asarray([one(q[b, i], b, int(j)) for j in keys])
-
-    return _attend_by_row(scores, q.shape[:2], values, mask, kv_lengths, False)
 
 
 def _attend_by_row(

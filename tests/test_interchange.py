@@ -100,6 +100,10 @@ OPS: dict[str, Callable[[Any], Any]] = {
     "causal": lambda x: ops.causal_mask(x, x),
     "take": lambda x: ops.take(x, np.array([2, 0])),
     "norm": lambda x: ops.layer_norm(x, X[0], X[1]),
+    "zeros": lambda x: ops.zeros_like(x),
+    "take along": lambda x: ops.take_along(x, np.array([[0, 1], [2, 2], [1, 0]])),
+    "scatter": lambda x: ops.scatter_add(x, np.array([[0], [2], [2]]), X[:, :1]),
+    "loop": lambda x: ops.loop(lambda y: (ops.add(y, 1.0), y, ops.all(ops.greater(y, x))), x, 3)[1],
     "dropout": lambda x: ops.dropout(x, 0.5, np.random.default_rng(0)),
 }
 

@@ -60,16 +60,6 @@ def test_additive_attention(rng: Any) -> None:
     np.testing.assert_allclose(weights, exact.weights, atol=1e-5)
 
 
-@pytest.mark.parametrize("score", ["dot", "general", "concat"])
-def test_luong_attention(rng: Any, score: Any) -> None:
-    attention = nn.LuongAttention(6, score=score, rng=rng)
-    h_t, h_s = (rng.standard_normal((2, n, 6)).astype(np.float32) for n in (3, 7))
-    context = reference.luong(h_t, h_s, score=score, weight=attention.weight, v=attention.v).out
-    joined = np.concatenate([context, h_t], -1)
-    exact = np.tanh(reference.linear(joined, attention.output.weight))
-    np.testing.assert_allclose(attention(h_t, h_s), exact, atol=1e-5)
-
-
 def test_transformer_encoder_layer(rng: Any) -> None:
     layer = nn.TransformerEncoderLayer(12, 3, 24, eps=1e-12, rng=rng)
     x = rng.standard_normal((2, 6, 12)).astype(np.float32)

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import naive, reference
+from tests.naive_luong import naive_luong
+from tests.reference_luong import luong
 
 SIZES = st.sampled_from([1, 2, 3, 7, 8])
 
@@ -170,24 +172,56 @@ def test_naive_additive_agrees() -> None:
 
 def test_luong_scores() -> None:
     target, source = _normal(2, 3, 4), _normal(2, 5, 4, seed=1)
-    dot = reference.luong(target, source)
+    dot = luong(target, source)
     heads = reference.sdpa(target[:, None], source[:, None], source[:, None], scale=1.0)
-    np.testing.assert_allclose(dot.out, heads.out[:, 0])
-    general = reference.luong(target, source, score="general", weight=np.eye(4))
-    np.testing.assert_allclose(general.out, dot.out)
+    np.testing.assert_allclose(dot["out"], heads.out[:, 0])
+    general = luong(target, source, score="general", weight=np.eye(4))
+    np.testing.assert_allclose(general["out"], dot["out"])
     weight, v = _normal(6, 8), _normal(6)
-    concat = reference.luong(target, source, score="concat", weight=weight, v=v)
+    concat = luong(target, source, score="concat", weight=weight, v=v)
     added = reference.additive(target @ weight[:, :4].T, source @ weight[:, 4:].T, source, v)
-    np.testing.assert_allclose(concat.out, added.out)
-    np.testing.assert_allclose(concat.lse, added.lse)
+    np.testing.assert_allclose(concat["out"], added.out)
+    np.testing.assert_allclose(concat["lse"], added.lse)
 
 
 def test_luong_location_ignores_the_source_states() -> None:
     target, source, weight = _normal(2, 3, 4), _normal(2, 5, 6, seed=1), _normal(9, 4)
-    found = reference.luong(target, source, score="location", weight=weight)
-    np.testing.assert_allclose(found.weights, reference.softmax(target @ weight[:5].T))
-    with pytest.raises(ValueError, match="3 positions, the source has 5"):
-        reference.luong(target, source, score="location", weight=weight[:3])
+    found = luong(target, source, score="location", weight=weight)
+    np.testing.assert_allclose(found["weights"], reference.softmax(target @ weight[:5].T))
+    with pytest.raises(ValueError, match="location has 3 positions"):
+        luong(target, source, score="location", weight=weight[:3])
+
+
+def test_luong_local_p_by_hand() -> None:
+    # Equal scores, p = 4 sigmoid(0) = 2 and D = 1: keys 1, 2, 3, and sigma = 1/2.
+    query, key = np.zeros((1, 1, 2)), np.arange(8.0).reshape(1, 4, 2)
+    position = {"position_weight": np.ones((3, 2)), "position_v": np.ones(3)}
+    found = luong(query, key, align="local-p", half_width=1, **position)
+    beside = math.exp(-2) / 3
+    np.testing.assert_allclose(found["weights"][0, 0], [0, beside, 1 / 3, beside])
+    np.testing.assert_allclose(found["window_weights"][0, 0], [beside, 1 / 3, beside])
+    np.testing.assert_allclose(found["position"], 2.0)
+    np.testing.assert_allclose(found["lse"], math.log(3))
+    whole = luong(query, key, align="local-p", half_width=1, renormalize=True, **position)
+    np.testing.assert_allclose(whole["weights"].sum(), 1.0)
+
+
+def test_luong_local_m_by_hand() -> None:
+    query, key = np.zeros((1, 3, 2)), np.arange(8.0).reshape(1, 4, 2)
+    found = luong(query, key, align="local-m", half_width=1, query_start=2)
+    np.testing.assert_allclose(
+        found["weights"][0], [[0, 1 / 3, 1 / 3, 1 / 3], [0, 0, 1 / 2, 1 / 2], [0, 0, 0, 1]]
+    )
+
+
+def test_naive_luong_is_the_oracle() -> None:
+    query, key, weight, v = _normal(2, 5, 4), _normal(2, 9, 4, seed=1), _normal(6, 4), _normal(6)
+    position = {"position_weight": weight, "position_v": v}
+    for align, more in (("local-m", {"query_start": [1, -2]}), ("local-p", position)):
+        options = {"align": align, "half_width": 2, "kv_lengths": [9, 4]} | more
+        exact, plain = luong(query, key, **options), naive_luong(query, key, **options)  # type: ignore[arg-type]
+        for name, array in plain.items():
+            assert reference.max_error(array, exact[name]) < 1e-12, name
 
 
 def test_gelu_and_erf() -> None:

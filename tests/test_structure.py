@@ -23,16 +23,16 @@ PACKAGE = ROOT / "pyattn"
 # A module may import modules of its own layer and of earlier ones.
 LAYERS = [
     {"_core", "dtypes", "extras", "interchange"},
-    {"tensor"},
+    {"tensor", "walk"},
     {"ops", "runtime"},
-    {"grad", "io", "onnx_graph", "ort"},
+    {"grad", "io", "onnx_graph", "optim", "ort"},
     {"export", "attention"},
     {"nn"},
     {"models"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 USES_CORE = {"attention", "interchange", "ops", "runtime"}
-USES_ONNX = {"export", "onnx_graph", "ort"}
+USES_ONNX = {"export", "onnx_graph", "optim", "ort"}
 LAZY = {"onnx", "onnxruntime", "safetensors", "tokenizers", "tqdm", "ml_dtypes"}
 
 

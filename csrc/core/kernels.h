@@ -2,9 +2,13 @@
 // nothing else. Kernels are noexcept, check nothing and allocate nothing.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/backward_params.h"
+#include "core/local_params.h"
+#include "core/product_params.h"
+#include "core/recurrent_params.h"
 
 namespace pyattn {
 
@@ -28,6 +32,23 @@ struct BackwardKernels {
   void (*store_scores)(const Params&, const ScoreSums<T>&, const ScoreTarget&) noexcept;
 };
 
+// Attention within windows; core/local.cpp puts the pieces together. `scratch` has
+// local_scratch_bytes.
+template <class X>
+struct LocalKernels {
+  using T = Compute<X>;
+  using Params = LocalGradientParams<X>;
+
+  void (*rows)(const LocalParams<X>&, std::int64_t batch, const std::int64_t* rows,
+               std::int64_t count, std::byte* scratch) noexcept;
+  // Stores the gradients of `count` rows and adds what they give to keys, values and v to `sums`.
+  void (*add)(const Params&, std::int64_t batch, const std::int64_t* rows, std::int64_t count,
+              const LocalSums<T>& sums, std::byte* scratch) noexcept;
+  // Adds the parts up in order and stores the gradients of keys first .. end - 1.
+  void (*store_keys)(const Params&, std::int64_t batch, std::int64_t first, std::int64_t end,
+                     const LocalSums<T>* parts, std::int64_t count) noexcept;
+};
+
 template <class X>
 struct AttentionKernels {
   using Scratch = Compute<X>*;
@@ -41,6 +62,7 @@ struct AttentionKernels {
   Merge merge;
   BackwardKernels<X> backward;
   BackwardKernels<X> additive_backward;
+  LocalKernels<X> local;
 };
 
 template <class T>
@@ -54,6 +76,16 @@ struct Kernels {
   void (*rms_norm)(const Rows<T>&, const RmsNormParams<T>&) noexcept;
   void (*rms_norm_gradient)(const RmsNormGradientRows<T>&, const RmsNormParams<T>&) noexcept;
   void (*rotary)(const RotaryParams<T>&, const RotaryBlock&) noexcept;
+
+  using Recurrent = void (*)(const RecurrentParams<T>&, const RecurrentStage&) noexcept;
+  Recurrent gru;
+  Recurrent lstm;
+  Recurrent gru_gradient;
+  Recurrent lstm_gradient;
+
+  void (*pack_product)(const ProductParams<T>&, std::int64_t panel) noexcept;
+  void (*product)(const ProductParams<T>&, const ProductPart&) noexcept;
+  std::int64_t product_columns;  // of a panel
 };
 
 struct KernelTable {

@@ -8,6 +8,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #include "core/cpu_quota.h"
 
@@ -140,6 +141,65 @@ class Pool {
   std::atomic<std::int64_t> next_{0};
 };
 
+// The state of a StageLoop that its threads share.
+class Stages {
+ public:
+  Stages(const StageLoop& loop, int members, StageFunction function, void* context)
+      : loop_(loop),
+        members_(members),
+        function_(function),
+        context_(context),
+        next_(static_cast<std::size_t>(loop.chunks)) {}
+
+  // Takes part until the last stage is done.
+  void run(int member) {
+    const std::int64_t home = loop_.chunks * member / members_;
+    while (true) {
+      const std::int64_t stage = done_.load(std::memory_order_acquire) / loop_.chunks;
+      if (stage >= loop_.stages) return;
+      for (std::int64_t i = 0; i < loop_.chunks; ++i) {
+        const std::int64_t chunk = (home + i) % loop_.chunks;
+        if (!take(chunk, stage)) continue;
+        function_(context_, stage, chunk);
+        done_.fetch_add(1, std::memory_order_acq_rel);
+      }
+      await((stage + 1) * loop_.chunks);
+    }
+  }
+
+ private:
+  // The stage in which a chunk is to be taken next, in a cache line of its own.
+  struct alignas(64) Next {
+    std::atomic<std::int64_t> stage{0};
+  };
+
+  bool take(std::int64_t chunk, std::int64_t stage) {
+    std::atomic<std::int64_t>& next = next_[static_cast<std::size_t>(chunk)].stage;
+    std::int64_t expected = stage;
+    return next.load(std::memory_order_relaxed) == stage &&
+           next.compare_exchange_strong(expected, stage + 1, std::memory_order_relaxed);
+  }
+
+  // The chunks that are waited for are in the hands of running threads. Whoever shares the
+  // processor with one of them lets it go on.
+  void await(std::int64_t count) const {
+    for (int i = 0; done_.load(std::memory_order_acquire) < count; ++i) {
+      if (i < kTurns) {
+        pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+  StageLoop loop_;
+  int members_;
+  StageFunction function_;
+  void* context_;
+  std::vector<Next> next_;
+  alignas(64) std::atomic<std::int64_t> done_{0};  // chunks of all stages
+};
+
 std::atomic<Pool*> current_pool{nullptr};
 std::atomic<int> thread_count{0};
 
@@ -196,6 +256,20 @@ void parallel_for(const TaskLoop& loop, int max_threads, TaskFunction function, 
     }
   }
   for (std::int64_t task = 0; task < loop.tasks; ++task) function(context, task, 0);
+}
+
+void parallel_stages(const StageLoop& loop, int max_threads, StageFunction function,
+                     void* context) {
+  if (max_threads <= 1) {
+    for (std::int64_t stage = 0; stage < loop.stages; ++stage) {
+      for (std::int64_t chunk = 0; chunk < loop.chunks; ++chunk) function(context, stage, chunk);
+    }
+    return;
+  }
+  Stages stages(loop, max_threads, function, context);
+  // A thread that comes when all is done returns at once.
+  auto member = [&](std::int64_t, int worker) { stages.run(worker); };
+  parallel_for({.tasks = max_threads}, max_threads, member);
 }
 
 }  // namespace pyattn

@@ -42,4 +42,28 @@ void parallel_for(const TaskLoop& loop, int max_threads, Body& body) {
       &body);
 }
 
+// Stages one behind the other, each of which is a set of chunks in any order: the steps of a
+// recurrence. A chunk begins when all chunks of the stage before it are done.
+struct StageLoop {
+  std::int64_t stages = 0;
+  std::int64_t chunks = 1;
+};
+
+using StageFunction = void (*)(void* context, std::int64_t stage, std::int64_t chunk) noexcept;
+
+// Any number of threads up to max_threads takes part, from any stage on, so nobody waits for a
+// thread that may never come: each takes chunks that nobody has, first those that it had in the
+// stage before, whose data its cache holds. Throws std::bad_alloc.
+void parallel_stages(const StageLoop& loop, int max_threads, StageFunction function, void* context);
+
+template <class Body>
+void parallel_stages(const StageLoop& loop, int max_threads, Body& body) {
+  parallel_stages(
+      loop, max_threads,
+      [](void* context, std::int64_t stage, std::int64_t chunk) noexcept {
+        (*static_cast<Body*>(context))(stage, chunk);
+      },
+      &body);
+}
+
 }  // namespace pyattn

@@ -4,7 +4,11 @@
 #include "core/kernels.h"
 #include "cpu/additive_backward.inl"
 #include "cpu/elementwise.inl"
+#include "cpu/gru.inl"
+#include "cpu/local_backward.inl"
+#include "cpu/lstm.inl"
 #include "cpu/normalisation.inl"
+#include "cpu/product.inl"
 #include "cpu/rotary.inl"
 #include "cpu/sdpa.inl"
 #include "cpu/sdpa_backward.inl"
@@ -24,7 +28,14 @@ constexpr Kernels<typename V::Scalar> kernels_for() {
           .layer_norm = layer_norm_rows<V>,
           .rms_norm = rms_norm_rows<V>,
           .rms_norm_gradient = rms_norm_gradient_rows<V>,
-          .rotary = rotary<V>};
+          .rotary = rotary<V>,
+          .gru = gru<V>,
+          .lstm = lstm<V>,
+          .gru_gradient = gru_gradient<V>,
+          .lstm_gradient = lstm_gradient<V>,
+          .pack_product = pack_product<V>,
+          .product = product<V>,
+          .product_columns = 4 * V::kLanes};
 }
 
 template <class V, class X>
@@ -41,6 +52,9 @@ constexpr AttentionKernels<X> attention_for() {
                              .store_keys = store_key_gradients<V, X>,
                              .add_scores = add_scores<V, X, AdditiveGradient>,
                              .store_scores = store_scores<V, X>};
+  table.local = {.rows = local_rows<V, X>,
+                 .add = add_local_gradients<V, X>,
+                 .store_keys = store_local_key_gradients<V, X>};
   return table;
 }
 

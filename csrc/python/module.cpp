@@ -12,8 +12,11 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   pyattn::python::register_varlen(module);
   pyattn::python::register_paged(module);
   pyattn::python::register_additive(module);
+  pyattn::python::register_local(module);
   pyattn::python::register_elementwise(module);
   pyattn::python::register_normalisation(module);
   pyattn::python::register_rotary(module);
+  pyattn::python::register_recurrent(module);
+  pyattn::python::register_product(module);
   pyattn::python::register_dlpack(module);
 }

@@ -127,7 +127,7 @@ def weigh(
     allowed = _in_bounds(allowed, distance, params["left"], params["right"])
     scores = checks.masked_bias(scores, mask)
     found["biased_scores"] = scores if allowed is None else where(allowed, scores, -np.inf)
-    _add_weights(found, allowed, sinks, aux)
+    add_weights(found, allowed, sinks, aux)
     out = _cast(matmul(found["weights"], value), dtype)
     narrow = ("weights", "scores", "capped_scores", "biased_scores")
     extra = tuple(_cast(found[name], dtype) if name in narrow else found[name] for name in aux)
@@ -147,7 +147,7 @@ def _capped(scores: Any, softcap: float) -> Any:
     return tanh(scores * (1 / softcap)) * softcap if softcap else scores
 
 
-def _count(x: Value, axis: int) -> Any:
+def count(x: Value, axis: int) -> Any:
     return reduce_sum(arange_like(x, axis) * 0 + 1, 0)
 
 
@@ -173,8 +173,8 @@ def query_positions(
     """Return p, int64 ``(1 or B, T)``: where the queries stand among the keys."""
     start: Any = np.full((1, 1), params["start"], np.int64)
     if params["bottom_right"]:
-        end = _count(key, 2) if kv_lengths is None else expand_dims(astype_int(kv_lengths), 1)
-        start = start + end - _count(query, 2)
+        end = count(key, 2) if kv_lengths is None else expand_dims(astype_int(kv_lengths), 1)
+        start = start + end - count(query, 2)
     elif query_starts is not None:
         start = start + expand_dims(astype_int(query_starts), 1)
     return expand_dims(arange_like(query, 2), 0) + start
@@ -198,7 +198,7 @@ def _in_bounds(allowed: Value | None, distance: Any, left: int, right: int) -> V
     return allowed
 
 
-def _add_weights(
+def add_weights(
     found: dict[str, Any], allowed: Value | None, sinks: Value | None, aux: tuple[str, ...]
 ) -> None:
     """Add the weights, and what ``aux`` names of their statistics."""

@@ -1,19 +1,28 @@
-"""Luong's multiplicative and concat attention, composed of the other two mechanisms."""
+"""Luong's attention: four scores, three alignments, made of three mechanisms."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-from pyattn import interchange
+import numpy as np
+
+from pyattn import _core, interchange
 from pyattn.attention import _checks as checks
+from pyattn.attention import _sdpa_graph as graph
+from pyattn.attention._sdpa_options import LARGEST, normalize_options
 from pyattn.attention.additive import additive_attention
+from pyattn.attention.local import AUX as LOCAL_AUX
+from pyattn.attention.local import LOCAL
 from pyattn.attention.sdpa import scaled_dot_product_attention
-from pyattn.ops import expand_dims, linear, matmul
-from pyattn.tensor import Value, spec_of
+from pyattn.dtypes import FLOATS, compute_dtype
+from pyattn.ops import arange_like, astype, expand_dims, linear, matmul, sigmoid, take, tanh
+from pyattn.tensor import Dim, Tensor, Value, apply, spec_of
 
 NAME = "luong_attention"
-Score = Literal["dot", "general", "concat"]
+Score = Literal["dot", "general", "concat", "location"]
+Alignment = Literal["global", "local-m", "local-p"]
+AUX = ("weights", "lse", "max", "entropy")
 
 
 def luong_attention(
@@ -24,93 +33,270 @@ def luong_attention(
     score: Score = "dot",
     weight: Value | None = None,
     v: Value | None = None,
+    align: Alignment = "global",
+    half_width: int | None = None,
+    position_weight: Value | None = None,
+    position_v: Value | None = None,
+    renormalize: bool = False,
+    query_start: int | Value | None = None,
     attn_mask: Value | None = None,
     kv_lengths: Value | None = None,
     aux: Sequence[str] = (),
 ) -> Any:
-    """Return Luong's global attention: the context ``softmax_s(score(h_t, h_s)) value``.
+    """Return Luong's context ``sum_s w_ts value_s`` of decoder states h_t and source states h_s.
 
-    ==========  ==================================  ==================
-    ``score``   formula                             ``weight``
-    ==========  ==================================  ==================
-    "dot"       ``h_t . h_s``                       none, D = Dk
-    "general"   ``h_t . W h_s``                     ``(D, Dk)``
-    "concat"    ``v . tanh(W [h_t; h_s])``          ``(A, D + Dk)``
-    ==========  ==================================  ==================
+    ==========  ====================================  ==================
+    ``score``   formula                               ``weight``
+    ==========  ====================================  ==================
+    "dot"       ``h_t . h_s``                         none, D = Dk
+    "general"   ``h_t . W h_s``                       ``(D, Dk)``
+    "concat"    ``v . tanh(W [h_t; h_s])``            ``(A, D + Dk)``
+    "location"  ``W_s . h_t``, row s of W             ``(L, D)``, L >= S
+    ==========  ====================================  ==================
+
+    ==========  ====================================================================
+    ``align``   weights ``w_ts``
+    ==========  ====================================================================
+    "global"    ``softmax_s(score)`` over all s
+    "local-m"   the same over ``|s - t| <= half_width``
+    "local-p"   ``softmax_s(score) exp(-(s - p_t)^2 / (2 sigma^2))`` over the integers
+                ``|s - p_t| <= half_width``, with ``sigma = half_width / 2`` and
+                ``p_t = S_b sigmoid(position_v . tanh(position_weight h_t))``
+    ==========  ====================================================================
 
     Parameters
     ----------
     query:
-        The current decoder states ``(B, T, D)``, float32 or float64.
+        The current decoder states ``(B, T, D)``, float32, float64, float16 or bfloat16.
     key:
-        The source states ``(B, S, Dk)`` of the same dtype.
+        The source states ``(B, S, Dk)`` of the same dtype. Score "location" looks at S only.
     value:
-        ``(B, S, E)``; ``key`` by default, as in the paper.
-    score, weight:
-        See the table.
-    v:
-        ``(A,)``, for "concat" only.
+        ``(B, S, E)`` of the same dtype; ``key`` by default.
+    weight, v:
+        What the score takes, see above; v is ``(A,)`` and for "concat" only.
+    align, half_width:
+        The alignment; the two local ones need ``half_width``, 1 or more.
+    position_weight, position_v:
+        ``(P, D)`` and ``(P,)``, for "local-p".
+    renormalize:
+        For "local-p": divide the weights by their sum. The paper does not.
+    query_start:
+        For "local-m": where query 0 stands, an integer or one for each entry, ``(B,)``, as at a
+        step of decoding; 0 by default.
     attn_mask:
-        Broadcasts to ``(B, T, S)``; boolean (True may be attended) or added to the scores.
+        Broadcasts to ``(B, T, S)``, rank 1 to 3, as for :func:`pyattn.additive_attention`.
     kv_lengths:
-        ``(B,)`` integers: only the first ``kv_lengths[b]`` source states are valid.
+        ``(B,)`` integers: only the first ``kv_lengths[b]`` source states are valid. This is the
+        S_b of "local-p", S without it.
     aux:
-        ``"weights"`` and ``"lse"``, as in :func:`pyattn.additive_attention`.
+        Further results to return behind the context, in this order: ``"weights"`` ``(B, T, S)``,
+        ``"lse"`` ``(B, T)``, the log-sum-exp of the scores; for "global" and "local-m" ``"max"``
+        and ``"entropy"`` ``(B, T)``; for "local-p" ``"position"`` ``(B, T)``, p_t, and
+        ``"window_weights"`` ``(B, T, 2 half_width + 1)``, the weights of the keys from
+        ``ceil(p_t) - half_width`` on.
 
     Returns
     -------
-    The context ``(B, T, E)``, or a tuple of it and what ``aux`` names.
+    The context ``(B, T, E)``, or a tuple of it and what ``aux`` names. A query that may see no key
+    gets context 0, weights 0 and log-sum-exp -inf. With "local-p" a query whose p_t is NaN gets
+    NaN everywhere, where its entry has keys.
 
     Raises
     ------
     TypeError, ValueError
-        For dtypes and shapes that do not fit, or a ``weight`` or ``v`` that the score does not
-        take or needs.
+        For dtypes and shapes that do not fit, or an argument that the score or the alignment does
+        not take or needs.
+
+    Notes
+    -----
+    The local alignments take time and memory that grow with ``T * half_width`` and T + S, forward
+    and backward, whatever S; ``aux=("weights",)`` fills an array ``(B, T, S)`` all the same. The
+    gradient flows through p_t by the Gaussian; the edges of a window have no derivative. float16
+    and bfloat16 are widened to float32, projected queries and keys rounded to the dtype; p_t and
+    ``"lse"`` are float32 (float64 for float64). In ONNX "local-p" is a function
+    ``pyattn::LuongLocal...`` that gathers each window, with ``T * half_width * (Dk + E)`` numbers
+    in memory; as is the gradient of a float mask.
 
     References
     ----------
     Luong, Pham and Manning 2015, "Effective Approaches to Attention-based Neural Machine
-    Translation", arXiv:1508.04025, section 3.1.
+    Translation", arXiv:1508.04025, sections 3.1 and 3.2.
+
+    Examples
+    --------
+    >>> import numpy as np, pyattn as pa
+    >>> rng = np.random.default_rng(0)
+    >>> h_t, h_s = (rng.standard_normal((2, n, 16)) for n in (3, 50))
+    >>> position = {
+    ...     "position_weight": rng.standard_normal((8, 16)),
+    ...     "position_v": rng.standard_normal(8),
+    ... }
+    >>> context, p_t = pa.luong_attention(
+    ...     h_t, h_s, align="local-p", half_width=5, **position, aux=("position",)
+    ... )
+    >>> context.shape, p_t.shape
+    ((2, 3, 16), (2, 3))
     """
-    if score not in get_args(Score):
-        raise ValueError(f"{NAME}: score must be one of {get_args(Score)}; got {score!r}")
+    # The common call, without the checks: where it fails, they say why.
+    try:
+        if (
+            type(query) is np.ndarray
+            and score in ("dot", "general")
+            and (weight is None) == (score == "dot")
+            and v is attn_mask is query_start is None
+            and aux == ()
+        ):
+            found = _common(
+                query, key, key if value is None else value, weight, align, half_width,
+                position_weight, position_v, renormalize, kv_lengths,
+            )  # fmt: skip
+            if found is not None:
+                return found
+    except (TypeError, ValueError, IndexError, AttributeError):
+        pass
+    for name, given, known in (("score", score, Score), ("align", align, Alignment)):
+        if given not in get_args(known):
+            raise ValueError(f"{NAME}: {name} must be one of {get_args(known)}; got {given!r}")
     value = key if value is None else value
-    optional = {"weight": weight, "v": v, "attn_mask": attn_mask, "kv_lengths": kv_lengths}
-    if not checks.require_arrays(NAME, optional, query=query, key=key, value=value):
+    optional: dict[str, Any] = {
+        "weight": weight, "v": v, "attn_mask": attn_mask, "kv_lengths": kv_lengths,
+        "query_start": query_start if interchange.is_foreign(query_start) else None,
+    }  # fmt: skip
+    position = {"position_weight": position_weight, "position_v": position_v}
+    arrays = {"query": query, "key": key, "value": value}
+    if not checks.require_arrays(NAME, optional | position, **arrays):
         return interchange.call(luong_attention, locals())
-    if (weight is None) != (score == "dot") or (v is None) != (score != "concat"):
-        raise ValueError(
-            f'{NAME}: score "dot" takes no weight and no v, "general" takes weight, "concat" both; '
-            f"got {score!r} with weight {weight is not None}, v {v is not None}"
-        )
-    _check(query, key, value, score, weight, v, attn_mask)
-    size = query.shape[2]
-    if weight is not None and v is not None:
-        return additive_attention(
-            linear(query, weight[:, :size]),
-            linear(key, weight[:, size:]),
-            value,
-            v,
-            attn_mask=attn_mask,
-            kv_lengths=kv_lengths,
-            aux=aux,
-        )
-    if weight is not None:
-        query = matmul(query, weight)
+    _check(query, key, value, score, weight, v, position, attn_mask, kv_lengths)
+    _check_alignment(align, half_width, position, renormalize, query_start)
+    local = align == "local-p"
+    names = checks.normalize_aux(NAME, aux, (*LOCAL_AUX, "position") if local else AUX)
+    q, k, v = _scored(query, key, score, weight, v)
+    options: Any
+    if local:
+        centre = _centres(query, key, kv_lengths, position_weight, position_v)
+        options = {"half_width": int(half_width or 1), "renormalize": bool(renormalize)}
+        return _within(q, k, value, centre, v, attn_mask, kv_lengths, names, **options)
+    window = None if align == "global" else half_width
+    starts, _ = normalize_options(
+        NAME, query, False, window, query_start, None, 1.0, 0.0, 0.0, None, 0, names
+    )
+    checks.require_integers(NAME, "query_start", spec_of(starts), query.shape[0])
+    options = {
+        "kv_lengths": kv_lengths, "window": window, "query_start": query_start, "aux": names,
+    }  # fmt: skip
+    if v is not None:
+        return additive_attention(q, k, value, v, attn_mask=attn_mask, **options)
     if attn_mask is not None and attn_mask.ndim == 3:
         attn_mask = expand_dims(attn_mask, 1)
-    result = scaled_dot_product_attention(
-        expand_dims(query, 1),
-        expand_dims(key, 1),
-        expand_dims(value, 1),
-        attn_mask,
-        scale=1.0,
-        kv_lengths=kv_lengths,
-        aux=aux,
-    )
+    q, k, x = (expand_dims(part, 1) for part in (q, k, value))
+    result = scaled_dot_product_attention(q, k, x, attn_mask, scale=1.0, **options)
     parts = result if isinstance(result, tuple) else (result,)
     parts = tuple(part[:, 0] for part in parts)
-    return parts if aux else parts[0]
+    return parts if names else parts[0]
+
+
+def _common(
+    query: Any,
+    key: Any,
+    value: Any,
+    weight: Any,
+    align: Alignment,
+    half_width: Any,
+    position_weight: Any,
+    position_v: Any,
+    renormalize: Any,
+    kv_lengths: Any,
+) -> Any:
+    """Return the context of arrays; where something does not fit, None or some error."""
+    dtype = query.dtype
+    if dtype.itemsize == 2 or not isinstance(renormalize, bool):
+        return None
+    scored = query
+    if weight is not None:
+        if weight.dtype != dtype or weight.ndim != 2:
+            return None
+        scored = np.matmul(query, weight)
+    if align == "global":
+        if not (half_width is position_weight is position_v is None) or renormalize:
+            return None
+        options = None if kv_lengths is None else {"kv_lengths": kv_lengths}
+        q, k, x = scored[:, None], key[:, None], value[:, None]
+        return _core.sdpa(q, k, x, None, 1.0, -1, None, options)[:, 0]
+    if align != "local-p" or type(half_width) is not int:
+        return None
+    if not position_weight.dtype == position_v.dtype == dtype:
+        return None
+    centre = _centres(query, key, kv_lengths, position_weight, position_v)
+    return _core.local(
+        scored, key, value, centre, half_width, renormalize, None, None, kv_lengths, None
+    )
+
+
+def _within(
+    query: Value,
+    key: Value,
+    value: Value,
+    centre: Value,
+    v: Value | None,
+    mask: Value | None,
+    kv_lengths: Value | None,
+    names: tuple[str, ...],
+    **params: Any,
+) -> Any:
+    """Attend around the centres."""
+    if mask is not None and any(isinstance(x, Tensor) for x in (query, key, value, centre, mask)):
+        mask = graph.full_mask(mask, key.shape[1])
+    v = v if v is None or v.dtype == centre.dtype else astype(v, centre.dtype)
+    wanted = tuple(name for name in names if name != "position")
+    found = apply(LOCAL, query, key, value, centre, v, mask, kv_lengths, aux=wanted, **params)
+    if not names:
+        return found
+    out, *extra = found if wanted else (found,)
+    by_name = dict(zip(wanted, extra, strict=True)) | {"position": centre}
+    return (out, *(by_name[name] for name in names))
+
+
+def _scored(
+    query: Value, key: Value, score: Score, weight: Any, v: Value | None
+) -> tuple[Any, Any, Value | None]:
+    """Return q and k with score ``q . k``, or with v ``v . tanh(q + k)``."""
+    if score == "dot":
+        return query, key, None
+    if score == "general":
+        return _in_full(matmul, query, weight), key, None
+    if score == "location":
+        return query, _location(query, key, weight), None
+    size = query.shape[2]
+    parts = weight[:, :size], weight[:, size:]
+    return _in_full(linear, query, parts[0]), _in_full(linear, key, parts[1]), v
+
+
+def _in_full(product: Callable[..., Any], x: Value, weight: Any) -> Any:
+    """Multiply in the dtype of the arithmetic, and round."""
+    wide = compute_dtype(x.dtype)
+    if x.dtype == wide:
+        return product(x, weight)
+    return astype(product(astype(x, wide), astype(weight, wide)), x.dtype)
+
+
+def _location(query: Value, key: Value, weight: Value) -> Any:
+    """Return the first S rows of the weight as keys ``(B, S, D)``."""
+    if not any(isinstance(x, Tensor) for x in (query, key, weight)):
+        rows: Any = weight[: key.shape[1]]
+        return np.broadcast_to(rows, (query.shape[0], *rows.shape))  # type: ignore[arg-type]
+    entries = expand_dims(arange_like(query, 0) * 0, 1)
+    return take(weight, entries + expand_dims(arange_like(key, 1), 0))
+
+
+def _centres(query: Value, key: Value, kv_lengths: Value | None, weight: Any, v: Any) -> Any:
+    """Return p_t, ``(B, T)``, in the dtype of the arithmetic."""
+    wide = compute_dtype(query.dtype)
+    query, weight, v = (x if x.dtype == wide else astype(x, wide) for x in (query, weight, v))
+    share = sigmoid(matmul(tanh(linear(query, weight)), expand_dims(v, 1))[..., 0])
+    if kv_lengths is not None:
+        return share * expand_dims(astype(kv_lengths, wide), 1)
+    keys = key.shape[1]
+    return share * (astype(graph.count(key, 1), wide) if isinstance(keys, Dim) else float(keys))
 
 
 def _check(
@@ -120,12 +306,20 @@ def _check(
     score: Score,
     weight: Value | None,
     v: Value | None,
+    position: dict[str, Value | None],
     mask: Value | None,
+    kv_lengths: Value | None,
 ) -> None:
     """Raise TypeError or ValueError where dtypes or shapes do not fit the score."""
-    given: Any = {"query": query, "key": key, "value": value, "weight": weight, "v": v}
+    if (weight is None) != (score == "dot") or (v is None) != (score != "concat"):
+        raise ValueError(
+            f'{NAME}: score "dot" takes no weight and no v, "general" takes weight, as "location" '
+            f'does, "concat" both; got {score!r} with weight {weight is not None}, '
+            f"v {v is not None}"
+        )
+    given: Any = {"query": query, "key": key, "value": value, "weight": weight, "v": v} | position
     specs: dict[str, Any] = {name: spec_of(x) for name, x in given.items() if x is not None}
-    checks.require_floats(NAME, **specs)
+    checks.require_floats(NAME, FLOATS, **specs)
     q, k, x = specs["query"], specs["key"], specs["value"]
     for name, spec, layout in (
         ("query", q, "B, T, D"), ("key", k, "B, S, Dk"), ("value", x, "B, S, E"),
@@ -134,16 +328,69 @@ def _check(
     checks.require_shared(NAME, "B", 0, query=q, key=k)
     checks.require_shared(NAME, "B", 0, query=q, value=x)
     checks.require_shared(NAME, "S", 1, key=k, value=x)
-    checks.require_mask(NAME, spec_of(mask), q.dtype, (*q.shape[:2], k.shape[1]))
+    checks.require_mask(NAME, spec_of(mask), q.dtype, (*q.shape[:2], k.shape[1]), short=True)
+    checks.require_lengths(NAME, spec_of(kv_lengths), q.shape[0])
+    checks.check_lengths(NAME, kv_lengths, k.shape[1])
     if score == "dot":
         checks.require_shared(NAME, "D", 2, query=q, key=k)
-        return
-    w = specs["weight"]
+    else:
+        _check_weight(score, specs)
+    if "position_weight" in specs and "position_v" in specs:
+        w, direction = specs["position_weight"], specs["position_v"]
+        if w.ndim != 2 or w.shape[1] != q.shape[2] or direction.shape != w.shape[:1]:
+            raise ValueError(
+                f"{NAME}: position_weight must be (P, D) and position_v (P,); got position_weight "
+                f"{w.shape}, position_v {direction.shape} for query {q.shape}"
+            )
+
+
+def _check_weight(score: Score, specs: dict[str, Any]) -> None:
+    """Raise ValueError where the weight does not fit the score."""
+    q, k, w = specs["query"], specs["key"], specs["weight"]
     wanted: Any = (q.shape[2], k.shape[2])
+    fits = w.shape == wanted
     if score == "concat":
         wanted = (specs["v"].shape[0] if specs["v"].ndim == 1 else "A", q.shape[2] + k.shape[2])
-    if w.shape != wanted:
+        fits = w.shape == wanted
+    if score == "location":
+        wanted = (k.shape[1], q.shape[2])
+        fits = w.ndim == 2 and w.shape[1] == wanted[1]
+        if fits and not isinstance(k.shape[1], Dim) and not isinstance(w.shape[0], Dim):
+            fits = w.shape[0] >= k.shape[1]
+    if not fits:
         raise ValueError(
-            f"{NAME}: weight must be {wanted} for score {score!r}; got weight {w.shape}"
+            f"{NAME}: weight must be {wanted}"
+            + (" or have more rows" if score == "location" else "")
+            + f" for score {score!r}; got weight {w.shape}"
             + (f", v {specs['v'].shape}" if "v" in specs else "")
         )
+
+
+def _check_alignment(
+    align: Alignment,
+    half_width: Any,
+    position: dict[str, Value | None],
+    renormalize: Any,
+    query_start: Any,
+) -> None:
+    """Raise TypeError or ValueError for an argument that the alignment does not take or needs."""
+    if not isinstance(renormalize, (bool, np.bool_)):
+        raise TypeError(f"{NAME}: renormalize must be a bool; got {renormalize!r}")
+    needs = {"half_width": align != "global"} | dict.fromkeys(position, align == "local-p")
+    for name, given in ({"half_width": half_width} | position).items():
+        if (given is not None) != needs[name]:
+            raise ValueError(
+                f"{NAME}: align {align!r} {'needs' if needs[name] else 'takes no'} {name}"
+            )
+    for name, here, home in (
+        ("renormalize", bool(renormalize), "local-p"),
+        ("query_start", query_start is not None, "local-m"),
+    ):
+        if here and align != home:
+            raise ValueError(f"{NAME}: {name} is for align {home!r}; got align {align!r}")
+    if half_width is None:
+        return
+    if isinstance(half_width, bool) or not isinstance(half_width, (int, np.integer)):
+        raise TypeError(f"{NAME}: half_width must be an integer; got {half_width!r}")
+    if not 1 <= half_width <= LARGEST:
+        raise ValueError(f"{NAME}: half_width must lie in 1..{LARGEST}; got {half_width}")

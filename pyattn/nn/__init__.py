@@ -2,25 +2,45 @@
 
 from pyattn.nn.attention import (
     AdditiveAttention,
-    LuongAttention,
     MultiHeadAttention,
     SelfAttention,
 )
+from pyattn.nn.decoder import (
+    BahdanauDecoderCell,
+    BahdanauState,
+    LuongDecoderCell,
+    LuongState,
+    Source,
+)
 from pyattn.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, RotaryEmbedding
+from pyattn.nn.luong import LuongAttention
 from pyattn.nn.module import Module
+from pyattn.nn.output import MaxoutOutput, PointerOutput
+from pyattn.nn.recurrent import GRU, LSTM, GRUCell, LSTMCell
 from pyattn.nn.transformer import TransformerEncoderLayer
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "AdditiveAttention",
+    "BahdanauDecoderCell",
+    "BahdanauState",
     "Dropout",
     "Embedding",
+    "GRUCell",
+    "LSTMCell",
     "LayerNorm",
     "Linear",
     "LuongAttention",
+    "LuongDecoderCell",
+    "LuongState",
+    "MaxoutOutput",
     "Module",
     "MultiHeadAttention",
+    "PointerOutput",
     "RMSNorm",
     "RotaryEmbedding",
     "SelfAttention",
+    "Source",
     "TransformerEncoderLayer",
 ]

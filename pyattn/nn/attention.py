@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pyattn.attention import additive_attention, luong_attention, scaled_dot_product_attention
-from pyattn.attention.luong import Score
+from pyattn.attention import additive_attention, scaled_dot_product_attention
 from pyattn.nn.layers import Linear
 from pyattn.nn.module import Module, uniform
-from pyattn.ops import concat, reshape, tanh, transpose
+from pyattn.ops import expand_dims, multiply, reshape, sqrt, sum, transpose
 from pyattn.tensor import Array, Value, rank_of
+
+SelfScore = Literal["scaled-dot", "additive", "general"]
 
 
 class MultiHeadAttention(Module):
@@ -80,11 +81,7 @@ class MultiHeadAttention(Module):
         The other arguments, and what ``aux`` returns behind the output ``(B, T, size)``, are those
         of :func:`pyattn.scaled_dot_product_attention`; a mask broadcasts to ``(B, H, T, S)``.
         """
-        for name, x in (("query", query), ("key", key), ("value", value)):
-            if rank_of(type(self).__name__, x) != 3:
-                raise ValueError(
-                    f"{type(self).__name__}: {name} must be (B, length, size); got shape {x.shape}"
-                )
+        self._require_sequences(query=query, key=key, value=value)
         result = scaled_dot_product_attention(
             self._split(self.query(query), self.heads),
             self._split(self.key(key), self.kv_heads),
@@ -94,6 +91,17 @@ class MultiHeadAttention(Module):
             kv_lengths=kv_lengths,
             aux=aux,
         )
+        return self._joined(result)
+
+    def _require_sequences(self, **given: Value) -> None:
+        for name, x in given.items():
+            if rank_of(type(self).__name__, x) != 3:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be (B, length, size); got shape {x.shape}"
+                )
+
+    def _joined(self, result: Any) -> Any:
+        """Return the output of the heads ``(B, H, T, D)``, and what comes behind it as it is."""
         heads, *extra = result if isinstance(result, tuple) else (result,)
         joined = reshape(transpose(heads, (0, 2, 1, 3)), (0, 0, self.heads * self.head_size))
         return (self.output(joined), *extra) if extra else self.output(joined)
@@ -103,9 +111,26 @@ class MultiHeadAttention(Module):
 
 
 class SelfAttention(MultiHeadAttention):
-    """Multi-head attention of a sequence to itself: query, key and value are one array.
+    """Attention of a sequence to itself, with any of the scores.
 
-    Parameters are those of :class:`MultiHeadAttention`.
+    With the head's parts ``q_t = (W_q x_t)_h``, ``k_s = (W_k x_s)_h``, value ``(W_v x_s)_h`` and
+    ``x_s`` cut in the same way, the score of row s for row t is
+
+    =============  ===========================  ===========================================
+    ``score``      formula                      paper
+    =============  ===========================  ===========================================
+    "scaled-dot"   ``q_t . k_s / sqrt(D)``      Vaswani et al. 2017, arXiv:1706.03762
+    "additive"     ``v_h . tanh(q_t + k_s)``    Bahdanau et al. 2014, arXiv:1409.0473
+    "general"      ``q_t . (x_s)_h``            Luong et al. 2015, arXiv:1508.04025: ``x_t W x_s``
+    =============  ===========================  ===========================================
+
+    Parameters
+    ----------
+    size, heads, kv_heads, bias, rng:
+        As for :class:`MultiHeadAttention`; fewer ``kv_heads`` than ``heads`` for "scaled-dot" only.
+        For "general", whose query stands for W, it has no bias, and there is no key.
+    score:
+        See the table.
     """
 
     def __init__(
@@ -115,9 +140,25 @@ class SelfAttention(MultiHeadAttention):
         *,
         kv_heads: int | None = None,
         bias: bool = True,
+        score: SelfScore = "scaled-dot",
         rng: np.random.Generator | None,
     ) -> None:
+        if score not in get_args(SelfScore):
+            raise ValueError(
+                f"SelfAttention: score must be one of {get_args(SelfScore)}; got {score!r}"
+            )
+        if score != "scaled-dot" and kv_heads not in (None, heads):
+            raise ValueError(
+                f"SelfAttention: kv_heads must be heads for score {score!r}; got {kv_heads} for "
+                f"{heads}"
+            )
         super().__init__(size, heads, kv_heads=kv_heads, bias=bias, rng=rng)
+        self.score: SelfScore = score
+        if score == "additive":
+            self.v: Array = uniform(rng, (size,), self.head_size)
+        elif score == "general":
+            self.query = Linear(size, size, bias=False, rng=rng)
+            del self.key
 
     def __call__(  # type: ignore[override]
         self,
@@ -128,14 +169,45 @@ class SelfAttention(MultiHeadAttention):
         kv_lengths: Value | None = None,
         aux: Sequence[str] = (),
     ) -> Any:
-        """Attend within ``x (B, T, size)``; the rest as for :class:`MultiHeadAttention`."""
-        return super().__call__(
-            x, x, x, attn_mask, is_causal=is_causal, kv_lengths=kv_lengths, aux=aux
+        """Attend within ``x (B, T, size)``; the rest as for :class:`MultiHeadAttention`.
+
+        ``aux=("weights",)`` returns the map ``(B, H, T, T)`` too, for one head as for several.
+        """
+        if self.score == "scaled-dot":
+            return super().__call__(
+                x, x, x, attn_mask, is_causal=is_causal, kv_lengths=kv_lengths, aux=aux
+            )
+        self._require_sequences(x=x)
+        if self.score == "general":
+            query, key, value = (
+                self._split(part, self.heads) for part in (self.query(x), x, self.value(x))
+            )
+            return self._joined(
+                scaled_dot_product_attention(
+                    query, key, value, attn_mask, scale=1.0, is_causal=is_causal,
+                    kv_lengths=kv_lengths, aux=aux,
+                )
+            )  # fmt: skip
+        result = additive_attention(
+            self.query(x),
+            self.key(x),
+            self.value(x),
+            self.v,
+            num_heads=self.heads,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+            kv_lengths=kv_lengths,
+            aux=aux,
         )
+        joined, *extra = result if isinstance(result, tuple) else (result,)
+        return (self.output(joined), *extra) if extra else self.output(joined)
 
 
 class AdditiveAttention(Module):
-    """Bahdanau's attention: ``softmax_s(v . tanh(W s_t + U h_s)) h`` (arXiv:1409.0473).
+    """Bahdanau's attention: ``softmax_s(v . tanh(W s_t + U h_s)) h``.
+
+    With ``normalize`` the scores are ``g v / |v| . tanh(W s_t + U h_s + b)``: the length of v is a
+    parameter of its own, g, which starts at ``sqrt(1 / units)`` (of a head), and b at zero.
 
     Parameters
     ----------
@@ -143,16 +215,53 @@ class AdditiveAttention(Module):
         The sizes of the decoder states s and of the source states h.
     units:
         A, the size of the alignment model.
+    num_heads:
+        H heads, each with its part of ``units`` and of the values, which H divides; their outputs
+        lie side by side. None is one head, and no axis H in what ``aux`` names.
+    normalize:
+        Whether v is normalised, in each head on its own.
     rng:
         Draws the initial parameters; None leaves them at zero, to be loaded.
+
+    References
+    ----------
+    Bahdanau, Cho and Bengio 2014, arXiv:1409.0473, section 3.1; Salimans and Kingma 2016,
+    arXiv:1602.07868, for ``normalize``.
     """
 
     def __init__(
-        self, query_size: int, key_size: int, units: int, *, rng: np.random.Generator | None
+        self,
+        query_size: int,
+        key_size: int,
+        units: int,
+        *,
+        num_heads: int | None = None,
+        normalize: bool = False,
+        rng: np.random.Generator | None,
     ) -> None:
+        heads = 1 if num_heads is None else num_heads
+        if heads < 1 or units % heads:
+            raise ValueError(
+                f"AdditiveAttention: units must be a multiple of num_heads; got units {units}, "
+                f"num_heads {num_heads}"
+            )
+        self.num_heads = num_heads
         self.query = Linear(query_size, units, bias=False, rng=rng)
         self.key = Linear(key_size, units, bias=False, rng=rng)
-        self.v: Array = uniform(rng, (units,), units)
+        self.v: Array = uniform(rng, (units,), units // heads)
+        self.g: Array | None = None
+        self.bias: Array | None = None
+        if normalize:
+            self.g = np.full(heads, np.sqrt(heads / units), np.float32)
+            self.bias = np.zeros(units, np.float32)
+
+    def project_key(self, key: Value) -> Any:
+        """Return ``U h_s`` for every source state: ``(B, S, units)``.
+
+        It is the same at every decoding step, so it is computed once for a source and handed to
+        the calls.
+        """
+        return self.key(key)
 
     def __call__(
         self,
@@ -161,98 +270,44 @@ class AdditiveAttention(Module):
         value: Value | None = None,
         attn_mask: Value | None = None,
         *,
+        projected_key: Value | None = None,
         kv_lengths: Value | None = None,
+        is_causal: bool | Literal["top_left", "bottom_right"] = False,
+        window: int | tuple[int, int] | None = None,
+        query_start: int | Value | None = None,
+        dropout_p: float = 0.0,
+        rng: int | np.random.Generator | None = None,
+        top_k: int = 0,
         aux: Sequence[str] = (),
     ) -> Any:
         """Return the context ``(B, T, E)`` of states ``query (B, T, query_size)``.
 
-        ``key (B, S, key_size)`` are the source states; ``value`` is the same by default. The other
+        ``key (B, S, key_size)`` are the source states; ``value`` is the same by default. With
+        ``projected_key``, what :meth:`project_key` made of ``key``, it is not made again. The other
         arguments are those of :func:`pyattn.additive_attention`.
         """
         return additive_attention(
             self.query(query),
-            self.key(key),
+            self.project_key(key) if projected_key is None else projected_key,
             key if value is None else value,
-            self.v,
+            self.scoring_vector(),
             attn_mask=attn_mask,
+            bias=self.bias,
             kv_lengths=kv_lengths,
+            is_causal=is_causal,
+            window=window,
+            query_start=query_start,
+            num_heads=self.num_heads,
+            dropout_p=dropout_p,
+            rng=rng,
+            top_k=top_k,
             aux=aux,
         )
 
-
-class LuongAttention(Module):
-    """Luong's global attention and attentional vector: ``tanh(W_c [c_t; h_t])``.
-
-    Parameters
-    ----------
-    query_size, key_size:
-        The sizes of the decoder states h_t and of the source states h_s; equal for score "dot".
-    score:
-        "dot", "general" or "concat", see :func:`pyattn.luong_attention`.
-    units:
-        A, for "concat" only; ``query_size`` by default.
-    rng:
-        Draws the initial parameters; None leaves them at zero, to be loaded.
-
-    References
-    ----------
-    Luong, Pham and Manning 2015, arXiv:1508.04025, section 3.
-    """
-
-    def __init__(
-        self,
-        query_size: int,
-        key_size: int | None = None,
-        *,
-        score: Score = "general",
-        units: int | None = None,
-        rng: np.random.Generator | None,
-    ) -> None:
-        key_size = query_size if key_size is None else key_size
-        if score not in get_args(Score):
-            raise ValueError(
-                f"LuongAttention: score must be one of {get_args(Score)}; got {score!r}"
-            )
-        if score == "dot" and query_size != key_size:
-            raise ValueError(
-                'LuongAttention: score "dot" needs query_size equal to key_size; got '
-                f"{query_size} and {key_size}"
-            )
-        self.score: Score = score
-        self.weight: Array | None = None
-        self.v: Array | None = None
-        if score == "general":
-            self.weight = uniform(rng, (query_size, key_size), key_size)
-        elif score == "concat":
-            units = query_size if units is None else units
-            self.weight = uniform(rng, (units, query_size + key_size), query_size + key_size)
-            self.v = uniform(rng, (units,), units)
-        self.output = Linear(key_size + query_size, query_size, bias=False, rng=rng)
-
-    def __call__(
-        self,
-        query: Value,
-        key: Value,
-        attn_mask: Value | None = None,
-        *,
-        kv_lengths: Value | None = None,
-        aux: Sequence[str] = (),
-    ) -> Any:
-        """Return the attentional vectors ``(B, T, query_size)`` of ``query (B, T, query_size)``.
-
-        ``key (B, S, key_size)`` are the source states. The other arguments are those of
-        :func:`pyattn.luong_attention`.
-        """
-        result = luong_attention(
-            query,
-            key,
-            score=self.score,
-            weight=self.weight,
-            v=self.v,
-            attn_mask=attn_mask,
-            kv_lengths=kv_lengths,
-            aux=aux,
-        )
-        context, *extra = result if isinstance(result, tuple) else (result,)
-        vector = tanh(self.output(concat([context, query], -1)))
-        return (vector, *extra) if extra else vector
+    def scoring_vector(self) -> Any:
+        """Return v ``(units,)`` as it enters the scores: ``g v / |v|`` where it is normalised."""
+        if self.g is None:
+            return self.v
+        rows = reshape(self.v, (self.g.shape[0], -1))
+        lengths = sqrt(sum(multiply(rows, rows), -1, keepdims=True))
+        return reshape(rows * expand_dims(self.g, 1) / lengths, (-1,))

@@ -17,7 +17,10 @@ from pyattn.ops.elementwise import (
     less_equal,
     log,
     logical_and,
+    logical_not,
+    logical_or,
     maximum,
+    minimum,
     multiply,
     negative,
     power,
@@ -28,16 +31,29 @@ from pyattn.ops.elementwise import (
     tanh,
     where,
 )
-from pyattn.ops.index import arange_like, causal_mask, length_mask, repeat, take
+from pyattn.ops.index import (
+    arange_like,
+    causal_mask,
+    length_mask,
+    repeat,
+    scatter_add,
+    take,
+    take_along,
+    zeros_like,
+)
 from pyattn.ops.layers import dropout, gelu, layer_norm, rms_norm
 from pyattn.ops.linalg import linear, matmul
-from pyattn.ops.reduce import max, mean, softmax, sum
+from pyattn.ops.loop import loop
+from pyattn.ops.recurrent import gru, gru_cell, lstm, lstm_cell
+from pyattn.ops.reduce import all, argmax, log_softmax, max, mean, softmax, sum
 from pyattn.ops.rotary import rotary_embedding
-from pyattn.ops.shape import concat, expand_dims, getitem, reshape, transpose
+from pyattn.ops.shape import concat, expand_dims, getitem, pad, reshape, stack, transpose
 
 __all__ = [
     "add",
+    "all",
     "arange_like",
+    "argmax",
     "astype",
     "causal_mask",
     "concat",
@@ -50,32 +66,46 @@ __all__ = [
     "gelu",
     "getitem",
     "greater",
+    "gru",
+    "gru_cell",
     "layer_norm",
     "length_mask",
     "less",
     "less_equal",
     "linear",
     "log",
+    "log_softmax",
     "logical_and",
+    "logical_not",
+    "logical_or",
+    "loop",
+    "lstm",
+    "lstm_cell",
     "matmul",
     "max",
     "maximum",
     "mean",
+    "minimum",
     "multiply",
     "negative",
+    "pad",
     "power",
     "relu",
     "repeat",
     "reshape",
     "rms_norm",
     "rotary_embedding",
+    "scatter_add",
     "sigmoid",
     "softmax",
     "sqrt",
+    "stack",
     "subtract",
     "sum",
     "take",
+    "take_along",
     "tanh",
     "transpose",
     "where",
+    "zeros_like",
 ]

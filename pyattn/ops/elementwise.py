@@ -86,6 +86,7 @@ _DIVIDE = _binary(
     "divide", np.divide, lambda g, _, y, out: (g / y, -g * out / y), "Div", require_float
 )
 _MAXIMUM = _binary("maximum", np.maximum, lambda g, x, y, _: (g * (x >= y), g * (x < y)), "Max")
+_MINIMUM = _binary("minimum", np.minimum, lambda g, x, y, _: (g * (x <= y), g * (x > y)), "Min")
 
 
 def _comparison(
@@ -106,6 +107,15 @@ _LESS = _comparison("less", np.less, "Less")
 _LESS_EQUAL = _comparison("less_equal", np.less_equal, "LessOrEqual")
 _GREATER = _comparison("greater", np.greater, "Greater")
 _LOGICAL_AND = _comparison("logical_and", np.logical_and, "And", require_bool)
+_LOGICAL_OR = _comparison("logical_or", np.logical_or, "Or", require_bool)
+
+
+def _logical_not_shape(x: Spec) -> Spec:
+    require_bool("logical_not", x)
+    return x
+
+
+_LOGICAL_NOT = Op("logical_not", np.logical_not, _logical_not_shape, onnx=standard("Not"))
 
 
 def _power_shape(x: Spec, *, exponent: float) -> Spec:
@@ -187,6 +197,11 @@ def maximum(x: Operand, y: Operand) -> Any:
     return apply(_MAXIMUM, *same_dtype(x, y))
 
 
+def minimum(x: Operand, y: Operand) -> Any:
+    """Return the smaller of ``x`` and ``y``; where they are equal the gradient goes to ``x``."""
+    return apply(_MINIMUM, *same_dtype(x, y))
+
+
 def power(x: Value, exponent: float) -> Any:
     """Return ``x ** exponent`` for a constant exponent."""
     return apply(_POWER, x, exponent=float(exponent))
@@ -255,6 +270,16 @@ def greater(x: Operand, y: Operand) -> Any:
 def logical_and(x: Value, y: Value) -> Any:
     """Return where both booleans hold."""
     return apply(_LOGICAL_AND, x, y)
+
+
+def logical_or(x: Value, y: Value) -> Any:
+    """Return where one boolean holds or both do."""
+    return apply(_LOGICAL_OR, x, y)
+
+
+def logical_not(x: Value) -> Any:
+    """Return where a boolean does not hold."""
+    return apply(_LOGICAL_NOT, x)
 
 
 def where(condition: Value, x: Operand, y: Operand) -> Any:

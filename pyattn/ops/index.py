@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from pyattn.ops._rules import INT64, join, normalize_axis
+from pyattn.ops._rules import INT64, join, normalize_axis, require_numbers
 from pyattn.ops.elementwise import astype, less, less_equal
 from pyattn.ops.shape import expand_dims
 from pyattn.tensor import Array, Dim, Node, Op, Spec, Value, apply, rank_of
@@ -61,14 +62,19 @@ def _take_vjp(
     return gradient, None
 
 
+def _refuse_negative(graph: Any, node: Node, indices: str, axis: int) -> str:
+    """Return the indices with negative ones, which ONNX counts from the end, sent outside."""
+    size, dtype = node.required(0).shape[axis], node.required(1).dtype
+    if isinstance(size, Dim):
+        return indices
+    negative = graph.node("Less", indices, graph.constant(np.array(0, dtype)))
+    outside = graph.constant(np.array(size, dtype))
+    checked: str = graph.node("Where", negative, outside, indices)
+    return checked
+
+
 def _take_onnx(graph: Any, node: Node, table: str, indices: str) -> Any:
-    # Gather counts negative indices from the end; here they are outside, and are sent there.
-    rows, dtype = node.required(0).shape[0], node.required(1).dtype
-    if not isinstance(rows, Dim):
-        negative = graph.node("Less", indices, graph.constant(np.array(0, dtype)))
-        outside = graph.constant(np.array(rows, dtype))
-        indices = graph.node("Where", negative, outside, indices)
-    return graph.node("Gather", table, indices, axis=0)
+    return graph.node("Gather", table, _refuse_negative(graph, node, indices, 0), axis=0)
 
 
 _TAKE = Op(
@@ -108,6 +114,100 @@ _REPEAT = Op(
 )
 
 
+def _require_places(name: str, x: Spec, indices: Spec) -> None:
+    """Raise unless ``indices (..., K)`` are integers for the last axis of ``x (..., V)``."""
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"{join(name, x, indices)}; expected integer indices")
+    if x.ndim < 1 or indices.shape[:-1] != x.shape[:-1] or indices.ndim != x.ndim:
+        raise ValueError(f"{join(name, x, indices)}; all axes but the last must be the same")
+
+
+def _check_places(name: str, x: Array, indices: Array) -> None:
+    if indices.size and not (indices.min() >= 0 and indices.max() < x.shape[-1]):
+        raise ValueError(
+            f"{name}: indices must lie in 0..{x.shape[-1] - 1}; got {indices.min()}.."
+            f"{indices.max()}"
+        )
+
+
+def _add_at(x: Array, indices: Array, updates: Array) -> Array:
+    """Return a copy of ``x`` with every update added at its index; equal indices add up."""
+    out, size = np.array(x), x.shape[-1]
+    rows = np.arange(indices.size // max(1, indices.shape[-1])).reshape(*indices.shape[:-1], 1)
+    np.add.at(out.reshape(-1), (rows * size + indices).reshape(-1), updates.reshape(-1))
+    return out
+
+
+def _take_along_shape(x: Spec, indices: Spec) -> Spec:
+    _require_places("take_along", x, indices)
+    return Spec(indices.shape, x.dtype)
+
+
+def _take_along_eval(x: Array, indices: Array) -> Array:
+    _check_places("take_along", x, indices)
+    return np.take_along_axis(x, indices, axis=-1)
+
+
+def _take_along_vjp(
+    _: Node, g: tuple[Array], inputs: tuple[Array, Array], __: tuple[Array]
+) -> tuple[Array, None]:
+    return _add_at(np.zeros_like(inputs[0], order="C"), inputs[1], g[0]), None
+
+
+_TAKE_ALONG = Op(
+    "take_along",
+    _take_along_eval,
+    _take_along_shape,
+    _take_along_vjp,
+    lambda graph, node, x, indices: graph.node(
+        "GatherElements", x, _refuse_negative(graph, node, indices, -1), axis=-1
+    ),
+)
+
+
+def _scatter_add_shape(x: Spec, indices: Spec, updates: Spec) -> Spec:
+    require_numbers("scatter_add", x, updates)
+    _require_places("scatter_add", x, indices)
+    if updates.shape != indices.shape:
+        raise ValueError(f"{join('scatter_add', indices, updates)}; the shapes must be equal")
+    return x
+
+
+def _scatter_add_eval(x: Array, indices: Array, updates: Array) -> Array:
+    _check_places("scatter_add", x, indices)
+    return _add_at(np.ascontiguousarray(x), indices, updates)
+
+
+_SCATTER_ADD = Op(
+    "scatter_add",
+    _scatter_add_eval,
+    _scatter_add_shape,
+    lambda _, g, inputs, __: (g[0], None, np.take_along_axis(g[0], inputs[1], axis=-1)),
+    lambda graph, node, x, indices, updates: graph.node(
+        "ScatterElements",
+        x,
+        _refuse_negative(graph, node, indices, -1),
+        updates,
+        axis=-1,
+        reduction="add",
+    ),
+)
+
+
+def _zeros_like_onnx(graph: Any, node: Node, x: str) -> Any:
+    zero = np.zeros(1, node.outputs[0].dtype)
+    return graph.node("ConstantOfShape", graph.node("Shape", x), value=zero)
+
+
+_ZEROS_LIKE = Op(
+    "zeros_like",
+    lambda x, dtype: np.zeros(x.shape, dtype or x.dtype),
+    lambda x, dtype: Spec(x.shape, dtype or x.dtype),
+    lambda *_: (None,),
+    _zeros_like_onnx,
+)
+
+
 def arange_like(x: Value, axis: int) -> Any:
     """Return the int64 positions 0, 1, ... along an axis of ``x``, whatever its size."""
     return apply(_ARANGE_LIKE, x, axis=axis)
@@ -119,6 +219,27 @@ def take(table: Value, indices: Value) -> Any:
     Raises ValueError for an index outside the table; a negative index is outside.
     """
     return apply(_TAKE, table, indices)
+
+
+def take_along(x: Value, indices: Value) -> Any:
+    """Return the entries of ``x (..., V)`` at ``indices (..., K)`` of its last axis.
+
+    Raises ValueError for an index outside 0..V-1.
+    """
+    return apply(_TAKE_ALONG, x, indices)
+
+
+def scatter_add(x: Value, indices: Value, updates: Value) -> Any:
+    """Return ``x (..., V)`` with ``updates (..., K)`` added at ``indices (..., K)``.
+
+    Updates of equal index add up. Raises ValueError for an index outside 0..V-1.
+    """
+    return apply(_SCATTER_ADD, x, indices, updates)
+
+
+def zeros_like(x: Value, dtype: DTypeLike | None = None) -> Any:
+    """Return zeros of the shape of ``x``, of its dtype unless given; its entries are not read."""
+    return apply(_ZEROS_LIKE, x, dtype=None if dtype is None else np.dtype(dtype))
 
 
 def repeat(x: Value, repeats: int, axis: int) -> Any:

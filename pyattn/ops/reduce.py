@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pyattn import _core
-from pyattn.ops._rules import normalize_axis, require_float, require_numbers, same_spec
+from pyattn.ops._rules import INT64, normalize_axis, require_float, require_numbers, same_spec
+from pyattn.ops.elementwise import astype, equal, logical_not
 from pyattn.tensor import Array, Node, Op, Size, Spec, Value, apply, rank_of
 
 Axes = tuple[int, ...]
@@ -93,6 +94,39 @@ _SOFTMAX = Op(
 )
 
 
+def _log_softmax(x: Array) -> Array:
+    shifted = x - _max(x, (-1,), keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def _log_softmax_vjp(_: Node, g: tuple[Array], __: tuple[Array], y: tuple[Array]) -> tuple[Array]:
+    return (g[0] - np.exp(y[0]) * g[0].sum(axis=-1, keepdims=True),)
+
+
+_LOG_SOFTMAX = Op(
+    "log_softmax",
+    _log_softmax,
+    same_spec("log_softmax", floating=True),
+    _log_softmax_vjp,
+    lambda graph, _, x: graph.node("LogSoftmax", x, axis=-1),
+)
+
+
+def _argmax_shape(x: Spec, *, axis: int) -> Spec:
+    require_numbers("argmax", x)
+    if x.shape[axis] == 0:
+        raise ValueError(f"argmax: axis {axis} of {x} is empty")
+    return Spec((*x.shape[:axis], *x.shape[axis + 1 :]), INT64)
+
+
+_ARGMAX = Op(
+    "argmax",
+    lambda x, axis: np.argmax(x, axis=axis),
+    _argmax_shape,
+    onnx=lambda graph, node, x: graph.node("ArgMax", x, axis=node.params["axis"], keepdims=0),
+)
+
+
 def _axes(name: str, x: Value, axis: int | Sequence[int] | None) -> Axes:
     rank = rank_of(name, x)
     if axis is None:
@@ -125,3 +159,18 @@ def max(x: Value, axis: int | Sequence[int] | None = None, *, keepdims: bool = F
 def softmax(x: Value) -> Any:
     """Return ``exp(x) / sum(exp(x))`` over the last axis."""
     return apply(_SOFTMAX, x)
+
+
+def log_softmax(x: Value) -> Any:
+    """Return ``x - log(sum(exp(x)))`` over the last axis."""
+    return apply(_LOG_SOFTMAX, x)
+
+
+def argmax(x: Value, axis: int = -1) -> Any:
+    """Return the int64 place of the largest entry along an axis, of equal ones the first."""
+    return apply(_ARGMAX, x, axis=normalize_axis("argmax", axis, rank_of("argmax", x)))
+
+
+def all(x: Value, axis: int | Sequence[int] | None = None) -> Any:
+    """Return whether every boolean over the given axes holds, over all by default."""
+    return equal(sum(astype(logical_not(x), INT64), axis), 0)

@@ -108,6 +108,29 @@ _CONCAT = Op(
 )
 
 
+def _pad_shape(x: Spec, *, count: int) -> Spec:
+    if x.ndim < 1 or not _is_integer(count) or count < 0:
+        raise ValueError(
+            f"{join('pad', x)}; expected an axis and a count of 0 or more; got {count}"
+        )
+    return Spec((*x.shape[:-1], x.shape[-1] + count), x.dtype)
+
+
+_PAD = Op(
+    "pad",
+    lambda x, count: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, count)]),
+    _pad_shape,
+    lambda _, g, x, __: (g[0][..., : x[0].shape[-1]],),
+    lambda graph, node, x: graph.node(
+        "Pad",
+        x,
+        graph.constant(
+            np.array([0] * (2 * node.outputs[0].ndim - 1) + [node.params["count"]], np.int64)
+        ),
+    ),
+)
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
@@ -202,6 +225,16 @@ def concat(values: Sequence[Value], axis: int) -> Any:
         raise ValueError("concat: expected one value or more; got none")
     rank = rank_of("concat", values[0])
     return apply(_CONCAT, *values, axis=normalize_axis("concat", axis, rank))
+
+
+def pad(x: Value, count: int) -> Any:
+    """Return ``x`` with ``count`` zeros behind its last axis."""
+    return apply(_PAD, x, count=count)
+
+
+def stack(values: Sequence[Value], axis: int) -> Any:
+    """Return the values joined along a new axis, at ``axis`` of the result."""
+    return concat([expand_dims(value, axis) for value in values], axis)
 
 
 def getitem(x: Value, index: Any) -> Any:

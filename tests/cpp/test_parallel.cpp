@@ -96,6 +96,48 @@ TEST(concurrent_callers) {
   CHECK(all);
 }
 
+// Runs a loop of stages and returns whether each chunk ran once, behind all of the stage before.
+bool stages_in_order(std::int64_t stages, std::int64_t chunks, int members) {
+  std::atomic<std::int64_t> done{0};
+  std::atomic<bool> legal{true};
+  std::vector<std::int64_t> next(static_cast<std::size_t>(chunks));
+  auto body = [&](std::int64_t stage, std::int64_t chunk) {
+    if (done.load() < stage * chunks) legal = false;
+    // Without a lock: the stages before are to be seen by whoever runs the next one.
+    if (next[static_cast<std::size_t>(chunk)]++ != stage) legal = false;
+    done.fetch_add(1);
+  };
+  parallel_stages({.stages = stages, .chunks = chunks}, members, body);
+  return legal && done.load() == stages * chunks;
+}
+
+TEST(stages_run_one_behind_the_other) {
+  for (const int count : {1, 2, 3, 9}) {
+    set_threads(count);
+    for (const std::int64_t stages : {0, 1, 2, 300}) {
+      for (const std::int64_t chunks : {1, 2, 3, 8}) {
+        check::context = std::to_string(count) + " threads, " + std::to_string(chunks) + " chunks";
+        CHECK(stages_in_order(stages, chunks, count));
+      }
+    }
+  }
+}
+
+TEST(stages_of_concurrent_callers) {
+  set_threads(3);
+  std::atomic<bool> all{true};
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 4; ++i) {
+    callers.emplace_back([&all] {
+      for (int repeat = 0; repeat < 50; ++repeat) {
+        if (!stages_in_order(20, 4, 3)) all = false;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  CHECK(all);
+}
+
 TEST(number_of_threads) {
   CHECK(usable_processors() >= 1);
   CHECK_THROWS(set_threads(0), std::invalid_argument);

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import attention, attention_peers, harness, limits, plot
 from benchmarks.attention import Problem
-from benchmarks.suites import sdpa_backward
+from benchmarks.suites import luong, sdpa_backward
 
 FEW = harness.Effort(repeat=2, fewest=2, contender_seconds=0.01, warm_up_seconds=0.0)
 PREFILL = Problem(2, 4, 4, 192, 192, 32)
@@ -76,6 +76,14 @@ def test_gradients_are_right() -> None:
     for build in (sdpa_backward._pyattn, sdpa_backward._torch, sdpa_backward._jax):
         found = build(problem, lambda: given, 2).answer()
         assert np.abs(found - exact).max() < 1e-5, build.__name__
+
+
+def test_luong_s_contenders_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = luong.Problem(40, 60, 16), luong.Problem(1, 60, 16), luong.Problem(20, 60, 16, "concat")
+    monkeypatch.setattr(luong, "PROBLEMS", small)
+    rows = list(harness.run(luong.cases(2), FEW))
+    assert [row.status for row in rows] == ["ok"] * len(rows)
+    assert len(rows) == 2 * len(small) + 2
 
 
 def test_limits_of_every_kind_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,251 @@
+#include "core/recurrent.h"
+
+#include <pybind11/pybind11.h>
+
+#include "core/isa.h"
+#include "python/arrays.h"
+#include "python/register.h"
+
+namespace pyattn::python {
+namespace {
+
+// A dense array of exactly this shape, or an error.
+template <class T>
+const T* dense(const py::object& object, const std::vector<std::int64_t>& shape,
+               const Argument& argument) {
+  const py::array array = as_array(object, argument);
+  if (!has_dtype<T>(array)) throw_dtype(argument, array, "that of gates");
+  const bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size()) &&
+                    std::equal(shape.begin(), shape.end(), array.shape());
+  if (!fits || (array.flags() & py::array::c_style) == 0) {
+    std::string expected;
+    for (const std::int64_t size : shape) expected += std::to_string(size) + ", ";
+    throw py::value_error(argument.text() + " must be dense, of shape (" + expected + "), got " +
+                          shape_text(array));
+  }
+  return element_data<T>(array, argument);
+}
+
+// The same as memory that is only read: the kernels' parameters serve both directions.
+template <class T>
+T* kept(const py::object& object, const std::vector<std::int64_t>& shape,
+        const Argument& argument) {
+  return const_cast<T*>(dense<T>(object, shape, argument));
+}
+
+std::vector<std::int64_t> lengths_of(const py::object& object, std::int64_t batch,
+                                     std::int64_t length, std::string_view function) {
+  if (object.is_none()) return {};
+  const Argument argument{function, "lengths"};
+  const py::array array = as_array(object, argument);
+  if (!has_dtype<std::int64_t>(array)) throw_dtype(argument, array, "int64");
+  check_rank(array, 1, "(B,)", argument);
+  const auto view = input_view<std::int64_t, 1>(array, argument);
+  std::vector<std::int64_t> lengths;
+  for (std::int64_t b = 0; b < view.shape[0]; ++b) {
+    lengths.push_back(view.data[b * view.stride[0]]);
+    if (lengths.back() < 0 || lengths.back() > length) {
+      throw py::value_error(argument.text() + " must lie in 0.." + std::to_string(length) +
+                            ", got " + std::to_string(lengths.back()));
+    }
+  }
+  if (view.shape[0] != batch) {
+    throw py::value_error(argument.text() + " must have shape (" + std::to_string(batch) +
+                          ",), got " + shape_text(array));
+  }
+  return lengths;
+}
+
+// What all four functions are given.
+struct Given {
+  std::string_view function;
+  std::int64_t gate_count;
+  py::array gates;
+  py::object weight;
+  py::object h0;
+  py::object lengths;
+  bool reverse;
+};
+
+// A call with `gates` (B, T, G * H), weight and h0 checked.
+template <class T>
+class Call {
+ public:
+  explicit Call(const Given& given) : function_(given.function) {
+    const py::array& gates = given.gates;
+    check_rank(gates, 3, "(B, T, G * H)", {function_, "gates"});
+    const std::int64_t rows = gates.shape(2);
+    if (rows % given.gate_count != 0) {
+      throw py::value_error(Argument{function_, "gates"}.text() + " must be (B, T, " +
+                            std::to_string(given.gate_count) + " * H), got " + shape_text(gates));
+    }
+    params.batch = gates.shape(0);
+    params.length = gates.shape(1);
+    params.size = rows / given.gate_count;
+    params.reverse = given.reverse;
+    params.gates = kept<T>(gates, {params.batch, params.length, rows}, {function_, "gates"});
+    params.weight = dense<T>(given.weight, {rows, params.size}, {function_, "weight"});
+    params.h0 = dense<T>(given.h0, states(), {function_, "h0"});
+    lengths_ = lengths_of(given.lengths, params.batch, params.length, function_);
+    if (!lengths_.empty()) params.lengths = lengths_.data();
+  }
+
+  std::vector<std::int64_t> states() const { return {params.batch, params.size}; }
+  std::vector<std::int64_t> steps(std::int64_t gates = 1) const {
+    return {params.batch, params.length, gates * params.size};
+  }
+
+  py::array fresh(const std::vector<std::int64_t>& shape, T*& data) const {
+    py::array array = new_array<T>(shape, function_);
+    data = output_data<T>(array);
+    return array;
+  }
+
+  // A copy of a state, which the kernel moves on.
+  py::array moving(const py::object& state, std::string_view name, T*& data) const {
+    const T* from = dense<T>(state, states(), {function_, name});
+    py::array array = fresh(states(), data);
+    std::copy_n(from, params.batch * params.size, data);
+    return array;
+  }
+
+  RecurrentParams<T> params;
+
+ private:
+  std::string_view function_;
+  std::vector<std::int64_t> lengths_;
+};
+
+template <class T>
+void check_writeable(const Call<T>&, const py::array& gates, std::string_view function) {
+  if (!gates.writeable()) {
+    throw py::value_error(Argument{function, "gates"}.text() + " must be writeable");
+  }
+}
+
+// Calls body.template operator()<T>() for the float type of the gates.
+template <class Body>
+py::tuple with_gates(const Given& given, const Body& body) {
+  if (has_dtype<float>(given.gates)) return body.template operator()<float>();
+  if (has_dtype<double>(given.gates)) return body.template operator()<double>();
+  throw_dtype({given.function, "gates"}, given.gates, "float32, float64");
+}
+
+py::tuple gru(const py::object& gates, const py::object& weight, const py::object& bias,
+              const py::object& h0, const py::object& lengths, bool reverse, bool reset_after,
+              bool keep) {
+  const Given given{"gru", 3, as_array(gates, {"gru", "gates"}), weight, h0, lengths, reverse};
+  return with_gates(given, [&]<class T>() {
+    Call<T> call(given);
+    check_writeable(call, given.gates, "gru");
+    RecurrentParams<T>& params = call.params;
+    params.reset_after = reset_after;
+    params.keep = keep;
+    if (!bias.is_none()) params.bias = dense<T>(bias, {params.size}, {"gru", "bias"});
+    T* last = nullptr;
+    py::array output = call.fresh(call.steps(), params.output);
+    py::array state = call.fresh(call.states(), last);
+    py::object inner = py::none();
+    if (keep || !reset_after) {
+      inner = call.fresh(keep ? call.steps() : call.states(), params.inner);
+    }
+    {
+      const py::gil_scoped_release released;
+      run_recurrent<T>(params, kernels_of<T>(kernels()).gru, 3);
+      finish_recurrent<T>(params, last);
+    }
+    return py::make_tuple(std::move(output), std::move(state), std::move(inner));
+  });
+}
+
+py::tuple lstm(const py::object& gates, const py::object& weight, const py::object& h0,
+               const py::object& c0, const py::object& lengths, bool reverse, bool keep) {
+  const Given given{"lstm", 4, as_array(gates, {"lstm", "gates"}), weight, h0, lengths, reverse};
+  return with_gates(given, [&]<class T>() {
+    Call<T> call(given);
+    check_writeable(call, given.gates, "lstm");
+    RecurrentParams<T>& params = call.params;
+    params.keep = keep;
+    T* last = nullptr;
+    py::array output = call.fresh(call.steps(), params.output);
+    py::array state = call.fresh(call.states(), last);
+    py::array cell = call.moving(c0, "c0", params.cell);
+    py::object cells = py::none();
+    if (keep) cells = call.fresh(call.steps(), params.cells);
+    {
+      const py::gil_scoped_release released;
+      run_recurrent<T>(params, kernels_of<T>(kernels()).lstm, 4);
+      finish_recurrent<T>(params, last);
+    }
+    return py::make_tuple(std::move(output), std::move(state), std::move(cell), std::move(cells));
+  });
+}
+
+py::tuple gru_gradient(const py::object& gates, const py::object& weight, const py::object& h0,
+                       const py::object& lengths, bool reverse, bool reset_after,
+                       const py::object& output, const py::object& inner,
+                       const py::object& grad_output, const py::object& grad_state) {
+  constexpr std::string_view kName = "gru_gradient";
+  const Given given{kName, 3, as_array(gates, {kName, "gates"}), weight, h0, lengths, reverse};
+  return with_gates(given, [&]<class T>() {
+    Call<T> call(given);
+    RecurrentParams<T>& params = call.params;
+    params.reset_after = reset_after;
+    params.keep = true;
+    params.output = kept<T>(output, call.steps(), {kName, "output"});
+    params.inner = kept<T>(inner, call.steps(), {kName, "inner"});
+    params.grad_output = dense<T>(grad_output, call.steps(), {kName, "grad_output"});
+    py::array state = call.moving(grad_state, "grad_state", params.grad_state);
+    py::array sums = call.fresh(call.steps(4), params.grad_gates);
+    {
+      const py::gil_scoped_release released;
+      run_recurrent<T>(params, kernels_of<T>(kernels()).gru_gradient, 3);
+    }
+    return py::make_tuple(std::move(sums), std::move(state));
+  });
+}
+
+py::tuple lstm_gradient(const py::object& gates, const py::object& weight, const py::object& h0,
+                        const py::object& c0, const py::object& lengths, bool reverse,
+                        const py::object& cells, const py::object& grad_output,
+                        const py::object& grad_state, const py::object& grad_cell) {
+  constexpr std::string_view kName = "lstm_gradient";
+  const Given given{kName, 4, as_array(gates, {kName, "gates"}), weight, h0, lengths, reverse};
+  return with_gates(given, [&]<class T>() {
+    Call<T> call(given);
+    RecurrentParams<T>& params = call.params;
+    params.keep = true;
+    params.c0 = dense<T>(c0, call.states(), {kName, "c0"});
+    params.cells = kept<T>(cells, call.steps(), {kName, "cells"});
+    params.grad_output = dense<T>(grad_output, call.steps(), {kName, "grad_output"});
+    py::array state = call.moving(grad_state, "grad_state", params.grad_state);
+    py::array cell = call.moving(grad_cell, "grad_cell", params.grad_cell);
+    py::array sums = call.fresh(call.steps(4), params.grad_gates);
+    {
+      const py::gil_scoped_release released;
+      run_recurrent<T>(params, kernels_of<T>(kernels()).lstm_gradient, 4);
+    }
+    return py::make_tuple(std::move(sums), std::move(state), std::move(cell));
+  });
+}
+
+}  // namespace
+
+void register_recurrent(py::module_& module) {
+  module.def("gru", &gru, py::arg("gates"), py::arg("weight"), py::arg("bias"), py::arg("h0"),
+             py::arg("lengths"), py::arg("reverse"), py::arg("reset_after"), py::arg("keep"),
+             "The steps of a GRU; `gates` holds W x + b and is overwritten.");
+  module.def("lstm", &lstm, py::arg("gates"), py::arg("weight"), py::arg("h0"), py::arg("c0"),
+             py::arg("lengths"), py::arg("reverse"), py::arg("keep"),
+             "The steps of an LSTM; `gates` holds W x + b and is overwritten.");
+  module.def("gru_gradient", &gru_gradient, py::arg("gates"), py::arg("weight"), py::arg("h0"),
+             py::arg("lengths"), py::arg("reverse"), py::arg("reset_after"), py::arg("output"),
+             py::arg("inner"), py::arg("grad_output"), py::arg("grad_state"),
+             "The gradients inside the gates of a GRU, and of h0.");
+  module.def("lstm_gradient", &lstm_gradient, py::arg("gates"), py::arg("weight"), py::arg("h0"),
+             py::arg("c0"), py::arg("lengths"), py::arg("reverse"), py::arg("cells"),
+             py::arg("grad_output"), py::arg("grad_state"), py::arg("grad_cell"),
+             "The gradients inside the gates of an LSTM, and of h0 and c0.");
+}
+
+}  // namespace pyattn::python

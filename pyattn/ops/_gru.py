@@ -1,0 +1,125 @@
+"""The gated recurrent unit as an operation: evaluation and gradient of a sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyattn import _core
+from pyattn.ops._recurrent import Layer, project, rows_of, spread, states_before, wide
+from pyattn.ops._rules import through_float32
+from pyattn.tensor import Array, Node, Op, Spec
+
+GRU = Layer("gru", 3, ("h0",), "GRU", (1, 0, 2))
+
+
+def _shape(
+    x: Spec,
+    weight_input: Spec,
+    weight_hidden: Spec,
+    bias_input: Spec | None,
+    bias_hidden: Spec | None,
+    h0: Spec | None,
+    lengths: Spec | None,
+    *,
+    reverse: bool,
+    reset_after: bool,
+    keep: bool,
+) -> tuple[Spec, ...]:
+    del reverse, reset_after
+    batch, length, size = GRU.check(
+        x, weight_input, weight_hidden, (bias_input, bias_hidden), (h0,), lengths
+    )
+    results = (Spec((batch, length, size), x.dtype), Spec((batch, size), x.dtype))
+    if not keep:
+        return results
+    return (*results, *(Spec((batch, length, n * size), x.dtype) for n in (3, 1)))
+
+
+def _eval(
+    x: Array,
+    weight_input: Array,
+    weight_hidden: Array,
+    bias_input: Array | None,
+    bias_hidden: Array | None,
+    h0: Array | None,
+    lengths: Array | None,
+    *,
+    reverse: bool,
+    reset_after: bool,
+    keep: bool,
+) -> tuple[Array, ...]:
+    size = weight_hidden.shape[1]
+    biases, inner_bias = [bias_input, bias_hidden], None
+    if reset_after and bias_hidden is not None:
+        # That of U_n h is multiplied by r; the others are added to W x.
+        biases[1] = np.concatenate([bias_hidden[: 2 * size], np.zeros(size, x.dtype)])
+        inner_bias = np.ascontiguousarray(bias_hidden[2 * size :])
+    gates = project(x, weight_input, biases, GRU.valid(x, lengths))
+    weight, first, steps = GRU.dense(x, weight_hidden, h0, lengths)
+    output, h_n, inner = _core.gru(
+        gates, weight, inner_bias, first, steps, reverse, reset_after, keep
+    )
+    return (output, h_n, gates, inner) if keep and inner is not None else (output, h_n)
+
+
+def _vjp(
+    node: Node, g: tuple[Array, ...], inputs: tuple[Any, ...], outputs: tuple[Array, ...]
+) -> tuple[Array | None, ...]:
+    dtype = inputs[0].dtype
+    params = {key: node.params[key] for key in ("reverse", "reset_after")}
+    if dtype.itemsize == 2 or not node.params["keep"]:
+        inputs, g = tuple(wide(inputs)), tuple(wide(g))
+        outputs = _eval(*inputs, **params, keep=True)
+    gradients = _gradients(inputs, outputs, g[0], g[1], **params)
+    return (*[a if a is None else a.astype(dtype, copy=False) for a in gradients], None)
+
+
+def _gradients(
+    inputs: tuple[Any, ...],
+    outputs: tuple[Array, ...],
+    g_output: Array,
+    g_last: Array,
+    *,
+    reverse: bool,
+    reset_after: bool,
+) -> tuple[Array | None, ...]:
+    x, weight_input, weight_hidden, bias_input, bias_hidden, h0, lengths = inputs
+    output, _, gates, inner = outputs
+    size = weight_hidden.shape[1]
+    valid = GRU.valid(x, lengths)
+    weight, first, steps = GRU.dense(x, weight_hidden, h0, lengths)
+    g_output, g_last = np.ascontiguousarray(g_output), np.ascontiguousarray(g_last)
+    g_gates, g_first = _core.gru_gradient(
+        gates, weight, first, steps, reverse, reset_after, output, inner, g_output, g_last
+    )
+    before = states_before(output, h0, lengths, reverse=reverse)
+    sums, states, rows = (np.ascontiguousarray(rows_of(a, valid)) for a in (g_gates, before, x))
+    g_rz, g_new = sums[:, : 2 * size], sums[:, 3 * size :]
+    weight_input = np.ascontiguousarray(weight_input)
+    g_rows = _core.product(g_rz, weight_input[: 2 * size])
+    _core.product(g_new, weight_input[2 * size :], None, g_rows)
+    if reset_after:
+        g_hidden = sums[:, 2 * size : 3 * size]
+        g_weight_hidden = _core.product(sums[:, : 3 * size].T, states)
+    else:
+        g_hidden, reset = g_new, np.ascontiguousarray(rows_of(inner, valid))
+        parts = _core.product(g_rz.T, states), _core.product(g_new.T, reset)
+        g_weight_hidden = np.concatenate(parts)
+    both = g_rz.sum(0)
+    return (
+        spread(g_rows, valid, *x.shape[:2]),
+        np.concatenate([_core.product(g_rz.T, rows), _core.product(g_new.T, rows)]),
+        g_weight_hidden,
+        None if bias_input is None else np.concatenate([both, g_new.sum(0)]),
+        None if bias_hidden is None else np.concatenate([both, g_hidden.sum(0)]),
+        None if h0 is None else g_first,
+    )
+
+
+def _onnx(graph: Any, node: Node, *names: str) -> Any:
+    return GRU.write(graph, node, names, linear_before_reset=int(node.params["reset_after"]))
+
+
+OP = Op("gru", through_float32(_eval), _shape, _vjp, _onnx, arguments=GRU.arguments, optional=4)

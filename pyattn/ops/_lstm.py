@@ -1,0 +1,100 @@
+"""The long short-term memory as an operation: evaluation and gradient of a sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyattn import _core
+from pyattn.ops._recurrent import Layer, project, rows_of, spread, states_before, wide
+from pyattn.ops._rules import through_float32
+from pyattn.tensor import Array, Node, Op, Spec
+
+LSTM = Layer("lstm", 4, ("h0", "c0"), "LSTM", (0, 3, 1, 2))
+
+
+def _shape(
+    x: Spec,
+    weight_input: Spec,
+    weight_hidden: Spec,
+    bias_input: Spec | None,
+    bias_hidden: Spec | None,
+    h0: Spec | None,
+    c0: Spec | None,
+    lengths: Spec | None,
+    *,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Spec, ...]:
+    del reverse
+    batch, length, size = LSTM.check(
+        x, weight_input, weight_hidden, (bias_input, bias_hidden), (h0, c0), lengths
+    )
+    state = Spec((batch, size), x.dtype)
+    results = (Spec((batch, length, size), x.dtype), state, state)
+    if not keep:
+        return results
+    return (*results, *(Spec((batch, length, n * size), x.dtype) for n in (4, 1)))
+
+
+def _eval(
+    x: Array,
+    weight_input: Array,
+    weight_hidden: Array,
+    bias_input: Array | None,
+    bias_hidden: Array | None,
+    h0: Array | None,
+    c0: Array | None,
+    lengths: Array | None,
+    *,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Array, ...]:
+    gates = project(x, weight_input, (bias_input, bias_hidden), LSTM.valid(x, lengths))
+    weight, h, c, steps = LSTM.dense(x, weight_hidden, h0, c0, lengths)
+    output, h_n, c_n, cells = _core.lstm(gates, weight, h, c, steps, reverse, keep)
+    return (output, h_n, c_n) if cells is None else (output, h_n, c_n, gates, cells)
+
+
+def _vjp(
+    node: Node, g: tuple[Array, ...], inputs: tuple[Any, ...], outputs: tuple[Array, ...]
+) -> tuple[Array | None, ...]:
+    dtype, reverse = inputs[0].dtype, node.params["reverse"]
+    if dtype.itemsize == 2 or not node.params["keep"]:
+        inputs, g = tuple(wide(inputs)), tuple(wide(g))
+        outputs = _eval(*inputs, reverse=reverse, keep=True)
+    gradients = _gradients(inputs, outputs, g, reverse=reverse)
+    return (*[a if a is None else a.astype(dtype, copy=False) for a in gradients], None)
+
+
+def _gradients(
+    inputs: tuple[Any, ...], outputs: tuple[Array, ...], g: tuple[Array, ...], *, reverse: bool
+) -> tuple[Array | None, ...]:
+    x, weight_input, weight_hidden, bias_input, bias_hidden, h0, c0, lengths = inputs
+    output, _, _, gates, cells = outputs
+    valid = LSTM.valid(x, lengths)
+    weight, h, c, steps = LSTM.dense(x, weight_hidden, h0, c0, lengths)
+    g_output, g_last, g_cell = (np.ascontiguousarray(a) for a in g[:3])
+    g_gates, g_h0, g_c0 = _core.lstm_gradient(
+        gates, weight, h, c, steps, reverse, cells, g_output, g_last, g_cell
+    )
+    before = states_before(output, h0, lengths, reverse=reverse)
+    sums, states, rows = (np.ascontiguousarray(rows_of(a, valid)) for a in (g_gates, before, x))
+    g_bias = sums.sum(0)
+    return (
+        spread(_core.product(sums, np.ascontiguousarray(weight_input)), valid, *x.shape[:2]),
+        _core.product(sums.T, rows),
+        _core.product(sums.T, states),
+        None if bias_input is None else g_bias,
+        None if bias_hidden is None else g_bias,
+        None if h0 is None else g_h0,
+        None if c0 is None else g_c0,
+    )
+
+
+def _onnx(graph: Any, node: Node, *names: str) -> Any:
+    return LSTM.write(graph, node, names)
+
+
+OP = Op("lstm", through_float32(_eval), _shape, _vjp, _onnx, arguments=LSTM.arguments, optional=5)

@@ -1,0 +1,212 @@
+"""What GRU and LSTM have in common: checks, the products over all steps at once, the ONNX node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyattn import _core
+from pyattn.ops._rules import join, require_real
+from pyattn.tensor import Array, Dim, Node, Size, Spec, Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A kind of recurrent layer: its name, how many gates it has, what a state consists of."""
+
+    name: str
+    gates: int
+    states: tuple[str, ...]
+    onnx: str
+    onnx_order: tuple[int, ...]  # ONNX's gates, as places in ours
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        weights = ("weight_input", "weight_hidden", "bias_input", "bias_hidden")
+        return ("x", *weights, *self.states, "lengths")
+
+    def check(
+        self,
+        x: Spec,
+        weight_input: Spec,
+        weight_hidden: Spec,
+        biases: Sequence[Spec | None],
+        states: Sequence[Spec | None],
+        lengths: Spec | None,
+    ) -> tuple[Size, Size, int]:
+        """Return B, T and H; raise where dtypes or shapes do not fit each other."""
+        given = [x, weight_input, weight_hidden, *[s for s in (*biases, *states) if s is not None]]
+        require_real(self.name, *given)
+        if x.ndim != 3:
+            raise ValueError(f"{self.name}: x must be (B, T, I); got {x}")
+        batch, length, size_in = x.shape
+        size = weight_hidden.shape[-1] if weight_hidden.ndim == 2 else 0
+        if isinstance(size_in, Dim) or isinstance(size, Dim):
+            raise ValueError(
+                f"{self.name}: I and H must be static sizes; got {x} and {weight_hidden}"
+            )
+        rows = self.gates * size
+        if size < 1 or weight_hidden.shape != (rows, size) or weight_input.shape != (rows, size_in):
+            raise ValueError(
+                f"{join(self.name, x, weight_input, weight_hidden)}; expected x (B, T, I), "
+                f"weight_input ({self.gates}H, I) and weight_hidden ({self.gates}H, H)"
+            )
+        for name, bias in zip(("bias_input", "bias_hidden"), biases, strict=True):
+            if bias is not None and bias.shape != (rows,):
+                raise ValueError(f"{self.name}: {name} must be ({rows},); got {bias}")
+        for name, state in zip(self.states, states, strict=True):
+            if state is not None and state.shape != (batch, size):
+                raise ValueError(f"{self.name}: {name} must be ({batch}, {size}); got {state}")
+        if lengths is not None and lengths.dtype not in (np.int32, np.int64):
+            raise TypeError(f"{self.name}: lengths must be int32 or int64; got {lengths}")
+        if lengths is not None and lengths.shape != (batch,):
+            raise ValueError(f"{self.name}: lengths must be ({batch},); got {lengths}")
+        return batch, length, size
+
+    def valid(self, x: Array, lengths: Array | None) -> Array | None:
+        """Return which steps are read ``(B, T)``; ValueError for a length that x does not have."""
+        if lengths is None:
+            return None
+        length = x.shape[1]
+        if lengths.size and (lengths.min() < 0 or lengths.max() > length):
+            raise ValueError(
+                f"{self.name}: lengths must lie in 0..{length}; got "
+                f"{lengths.min()}..{lengths.max()}"
+            )
+        steps: Array = np.arange(length) < lengths[:, None]
+        return steps
+
+    def dense(
+        self, x: Array, weight_hidden: Array, *states_and_lengths: Array | None
+    ) -> tuple[Any, ...]:
+        """Return weight, states and lengths as the kernel takes them, absent states as zeros."""
+        *states, lengths = states_and_lengths
+        zeros = (x.shape[0], weight_hidden.shape[1])
+        return (
+            np.ascontiguousarray(weight_hidden),
+            *[np.zeros(zeros, x.dtype) if s is None else np.ascontiguousarray(s) for s in states],
+            None if lengths is None else lengths.astype(np.int64),
+        )
+
+    def write(self, graph: Any, node: Node, names: Sequence[str], **attributes: Any) -> Any:
+        """Write the layer as ONNX's operator; None for a dtype that ONNX Runtime lacks.
+
+        ``names`` are x, the two weights, the two biases, the states and the lengths.
+        """
+        x, *weights, bias_input, bias_hidden = names[:5]
+        states, lengths = names[5:-1], names[-1]
+        if node.outputs[0].dtype.itemsize != 4:
+            return None
+        size = node.outputs[1].shape[1]
+        biases = ""
+        if bias_input or bias_hidden:
+            zeros = np.zeros(self.gates * size, node.outputs[0].dtype)
+            both = [
+                self._reordered(graph, tensor, name) if name else graph.constant(zeros)
+                for tensor, name in zip(node.inputs[3:5], (bias_input, bias_hidden), strict=True)
+            ]
+            biases = _leading(graph, graph.node("Concat", *both, axis=0), 0)
+        inputs = [
+            graph.node("Transpose", x, perm=(1, 0, 2)),
+            *[
+                _leading(graph, self._reordered(graph, tensor, name), 0)
+                for tensor, name in zip(node.inputs[1:3], weights, strict=True)
+            ],
+            biases,
+            graph.node("Cast", lengths, to=np.dtype(np.int32)) if lengths else "",
+            *[_leading(graph, state, 0) if state else "" for state in states],
+        ]
+        while not inputs[-1]:
+            inputs.pop()
+        direction = "reverse" if node.params["reverse"] else "forward"
+        output, *last = graph.node(
+            self.onnx,
+            *inputs,
+            outputs=1 + len(states),
+            hidden_size=size,
+            direction=direction,
+            **attributes,
+        )
+        squeezed = graph.node("Squeeze", output, graph.constant(np.array([1], np.int64)))
+        first = graph.constant(np.array([0], np.int64))
+        finals = [graph.node("Squeeze", state, first) for state in last]
+        if lengths:  # of length 0: there ONNX Runtime returns zeros and not the first state
+            zero = np.zeros(1, node.required(-1).dtype)
+            empty = graph.node("Equal", lengths, graph.constant(zero))
+            empty = _leading(graph, empty, 1)
+            finals = [
+                graph.node("Where", empty, begin, end) if begin else end
+                for begin, end in zip(states, finals, strict=True)
+            ]
+        return (graph.node("Transpose", squeezed, perm=(1, 0, 2)), *finals)
+
+    def _reordered(self, graph: Any, tensor: Tensor | None, name: str) -> str:
+        """Return the rows of a weight or bias in the order of ONNX's gates."""
+        if tensor is not None and tensor.value is not None:
+            parts = np.split(tensor.value, self.gates)
+            ordered = np.concatenate([parts[place] for place in self.onnx_order])
+            label = tensor.name and f"{tensor.name}.{self.onnx}"
+            constant: str = graph.constant(ordered, label)
+            return constant
+        parts = graph.node("Split", name, axis=0, num_outputs=self.gates, outputs=self.gates)
+        joined: str = graph.node("Concat", *[parts[place] for place in self.onnx_order], axis=0)
+        return joined
+
+
+def _leading(graph: Any, name: str, axis: int) -> str:
+    unsqueezed: str = graph.node("Unsqueeze", name, graph.constant(np.array([axis], np.int64)))
+    return unsqueezed
+
+
+def rows_of(array: Array, valid: Array | None) -> Array:
+    """Return the steps that are read, one after the other: ``(N, ...)`` of ``(B, T, ...)``."""
+    return array.reshape(-1, array.shape[-1]) if valid is None else array[valid]
+
+
+def spread(rows: Array, valid: Array | None, batch: int, length: int) -> Array:
+    """Undo :func:`rows_of`; the steps that are not read become zeros."""
+    if valid is None:
+        return rows.reshape(batch, length, rows.shape[-1])
+    result = np.zeros((batch, length, rows.shape[-1]), rows.dtype)
+    result[valid] = rows
+    return result
+
+
+def project(x: Array, weight: Array, biases: Sequence[Array | None], valid: Array | None) -> Array:
+    """Return ``W x_t + b`` of all steps: one product, in which padding has no part."""
+    given = [bias for bias in biases if bias is not None]
+    bias = sum(given[1:], given[0]) if given else None
+    rows = np.ascontiguousarray(rows_of(x, valid))
+    sums = _core.product(rows, np.ascontiguousarray(weight).T, bias)
+    return spread(sums, valid, *x.shape[:2])
+
+
+def states_before(
+    after: Array, first: Array | None, lengths: Array | None, *, reverse: bool
+) -> Array:
+    """Return the state before each step, ``(B, T, H)``, from those after each step."""
+    before = np.zeros_like(after)
+    if not reverse:
+        before[:, 1:] = after[:, :-1]
+        if first is not None and after.shape[1]:
+            before[:, 0] = first
+        return before
+    before[:, :-1] = after[:, 1:]
+    if first is not None and after.shape[1]:
+        if lengths is None:
+            before[:, -1] = first
+        else:
+            read = lengths > 0
+            before[read, lengths[read] - 1] = first[read]
+    return before
+
+
+def wide(arrays: Sequence[Array | None]) -> list[Any]:
+    """Return the arrays with those of half precision in float32."""
+    return [
+        a if a is None or a.dtype.kind in "iu" or a.dtype.itemsize > 2 else a.astype(np.float32)
+        for a in arrays
+    ]

@@ -1,0 +1,368 @@
+// Attention within windows on every instruction set, against the formula in double, and its
+// gradients against differences; rows that are nowhere, at both ends, or not a number.
+#include "core/local.h"
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "core/isa.h"
+#include "core/parallel.h"
+
+namespace pyattn {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+// (B, T, D) with a gap behind every number, and NaN in the gaps.
+struct Array {
+  std::int64_t shape[3];
+  std::vector<double> data;
+
+  Array(std::int64_t b, std::int64_t n, std::int64_t d, unsigned seed) : shape{b, n, d} {
+    std::mt19937 random(seed);
+    std::normal_distribution<double> normal;
+    data.assign(static_cast<std::size_t>(2 * b * n * d), kNan);
+    for (std::size_t i = 0; i < data.size(); i += 2) data[i] = normal(random);
+  }
+  double& at(std::int64_t b, std::int64_t n, std::int64_t d) {
+    return data[static_cast<std::size_t>(2 * ((b * shape[1] + n) * shape[2] + d))];
+  }
+  View<const double, 3> view() const {
+    return {.data = data.data(),
+            .shape = {shape[0], shape[1], shape[2]},
+            .stride = {2 * shape[1] * shape[2], 2 * shape[2], 2}};
+  }
+};
+
+// Where results go, NaN before.
+struct Result {
+  std::vector<double> data;
+  View<double, 3> view;
+
+  Result(std::int64_t b, std::int64_t n, std::int64_t d)
+      : data(static_cast<std::size_t>(b * n * d), kNan),
+        view{.data = data.data(), .shape = {b, n, d}, .stride = {n * d, d, 1}} {}
+  Result(const Result&) = delete;
+  double at(std::int64_t b, std::int64_t n, std::int64_t d) const {
+    return data[static_cast<std::size_t>(b * view.stride[0] + n * view.stride[1] + d)];
+  }
+};
+
+View<double, 2> rows_of(Result& result) {
+  return {.data = result.data.data(),
+          .shape = {result.view.shape[0], result.view.shape[1]},
+          .stride = {result.view.stride[0], 1}};
+}
+
+struct Problem {
+  std::int64_t batch = 2;
+  std::int64_t rows;
+  std::int64_t keys;
+  std::int64_t depth;
+  std::int64_t columns;
+  std::int64_t half_width;
+  bool direction;
+  bool renormalize;
+  Array query{batch, rows, depth, 1};
+  Array key{batch, keys, depth, 2};
+  Array value{batch, keys, columns, 3};
+  std::vector<double> centre = std::vector<double>(static_cast<std::size_t>(batch * rows));
+  std::vector<double> v = std::vector<double>(static_cast<std::size_t>(depth + 1), 0.5);
+  std::vector<std::uint8_t> mask = std::vector<std::uint8_t>(static_cast<std::size_t>(keys), 1);
+  std::vector<std::int64_t> lengths = {keys, keys / 2};
+
+  void draw() {
+    std::mt19937 random(4);
+    const auto most = static_cast<double>(keys);
+    std::uniform_real_distribution<double> place(-2.0, most + 2.0);
+    for (double& x : centre) x = place(random);
+    const double special[] = {0.0, most, -1e300, 1e300, std::floor(most / 2)};
+    for (std::size_t i = 0; i < 5 && i < centre.size(); ++i) centre[i] = special[i];
+    for (std::size_t i = 0; i < v.size(); ++i) v[i] = place(random) / most;
+    for (std::size_t i = 2; i < mask.size(); i += 3) mask[i] = 0;
+  }
+
+  LocalParams<double> params() const {
+    LocalParams<double> p{
+        .query = query.view(),
+        .key = key.view(),
+        .value = value.view(),
+        .centre = {.data = centre.data(), .shape = {batch, rows}, .stride = {rows, 1}},
+        .keys = keys,
+        .kv_lengths = lengths.data(),
+        .half_width = half_width,
+        .renormalize = renormalize,
+        .v = direction ? v.data() : nullptr,
+    };
+    p.mask = {.kind = MaskKind::boolean, .data = mask.data(), .stride = {0, 0, 0, 1}};
+    return p;
+  }
+
+  bool allowed(std::int64_t b, std::int64_t t, std::int64_t s) const {
+    const double p = centre[static_cast<std::size_t>(b * rows + t)];
+    return s < lengths[static_cast<std::size_t>(b)] && mask[static_cast<std::size_t>(s)] != 0 &&
+           std::abs(static_cast<double>(s) - p) <= static_cast<double>(half_width);
+  }
+
+  double score(std::int64_t b, std::int64_t t, std::int64_t s) {
+    double sum = 0;
+    for (std::int64_t d = 0; d < depth; ++d) {
+      const double q = query.at(b, t, d);
+      const double k = key.at(b, s, d);
+      sum += direction ? v[static_cast<std::size_t>(d)] * std::tanh(q + k) : q * k;
+    }
+    return sum;
+  }
+
+  // The weights of a row by the paper; its log-sum-exp behind them.
+  std::vector<double> weights(std::int64_t b, std::int64_t t) {
+    std::vector<double> w(static_cast<std::size_t>(keys + 1), 0.0);
+    double total = 0;
+    double whole = 0;
+    const double sigma = static_cast<double>(half_width) / 2;
+    for (std::int64_t s = 0; s < keys; ++s) {
+      if (allowed(b, t, s)) total += std::exp(score(b, t, s));
+    }
+    for (std::int64_t s = 0; s < keys; ++s) {
+      if (!allowed(b, t, s)) continue;
+      const double x = static_cast<double>(s) - centre[static_cast<std::size_t>(b * rows + t)];
+      const double one = std::exp(score(b, t, s)) / total * std::exp(-x * x / (2 * sigma * sigma));
+      w[static_cast<std::size_t>(s)] = one;
+      whole += one;
+    }
+    if (renormalize && whole > 0) {
+      for (double& one : w) one /= whole;
+    }
+    w.back() = std::log(total);
+    return w;
+  }
+
+  // sum (out * 0.3 + lse * 0.7), whose gradient is asked for below.
+  double loss() {
+    double sum = 0;
+    for (std::int64_t b = 0; b < batch; ++b) {
+      for (std::int64_t t = 0; t < rows; ++t) {
+        const std::vector<double> w = weights(b, t);
+        if (std::isfinite(w.back())) sum += 0.7 * w.back();
+        for (std::int64_t s = 0; s < keys; ++s) {
+          for (std::int64_t e = 0; e < columns; ++e) {
+            sum += 0.3 * w[static_cast<std::size_t>(s)] * value.at(b, s, e);
+          }
+        }
+      }
+    }
+    return sum;
+  }
+};
+
+bool near(double found, double exact) {
+  return found == exact || std::abs(found - exact) <= 1e-11 * (1 + std::abs(exact));
+}
+
+void check_forward(Problem& problem) {
+  Result out(problem.batch, problem.rows, problem.columns);
+  Result lse(problem.batch, problem.rows, 1);
+  Result weights(problem.batch, problem.rows, problem.keys);
+  Result window(problem.batch, problem.rows, 2 * problem.half_width + 1);
+  LocalParams<double> p = problem.params();
+  p.out = out.view;
+  p.lse = rows_of(lse);
+  p.weights = weights.view;
+  p.window_weights = window.view;
+  run_local(p);
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    for (std::int64_t t = 0; t < problem.rows; ++t) {
+      const std::vector<double> w = problem.weights(b, t);
+      double sum = 0;
+      double in_window = 0;
+      for (std::int64_t s = 0; s < problem.keys; ++s) {
+        CHECK(near(weights.at(b, t, s), w[static_cast<std::size_t>(s)]));
+        sum += weights.at(b, t, s);
+      }
+      for (std::int64_t j = 0; j <= 2 * problem.half_width; ++j) in_window += window.at(b, t, j);
+      CHECK(near(in_window, sum));
+      CHECK(near(lse.at(b, t, 0), w.back()));
+      for (std::int64_t e = 0; e < problem.columns; ++e) {
+        double context = 0;
+        for (std::int64_t s = 0; s < problem.keys; ++s) {
+          context += w[static_cast<std::size_t>(s)] * problem.value.at(b, s, e);
+        }
+        CHECK(near(out.at(b, t, e), context));
+      }
+    }
+  }
+}
+
+struct Gradients {
+  Result query;
+  Result key;
+  Result value;
+  Result centre;
+  std::vector<double> v;
+
+  explicit Gradients(const Problem& p)
+      : query(p.batch, p.rows, p.depth),
+        key(p.batch, p.keys, p.depth),
+        value(p.batch, p.keys, p.columns),
+        centre(p.batch, p.rows, 1),
+        v(static_cast<std::size_t>(p.depth), kNan) {}
+};
+
+void run_gradients(const Problem& problem, Gradients& found) {
+  const double out = 0.3;
+  const double lse = 0.7;
+  LocalGradientParams<double> p{
+      .forward = problem.params(),
+      .grad_out = {.data = &out, .shape = {problem.batch, problem.rows, problem.columns}},
+      .grad_lse = {.data = &lse, .shape = {problem.batch, problem.rows}},
+      .grad_query = found.query.view,
+      .grad_key = found.key.view,
+      .grad_value = found.value.view,
+      .grad_centre = rows_of(found.centre),
+      .grad_v = problem.direction ? found.v.data() : nullptr,
+  };
+  run_local_gradient(p);
+}
+
+double difference(Problem& problem, double& x) {
+  const double before = x;
+  const double step = 1e-6;
+  x = before + step;
+  const double above = problem.loss();
+  x = before - step;
+  const double below = problem.loss();
+  x = before;
+  return (above - below) / (2 * step);
+}
+
+bool close(double found, double estimate) {
+  return std::abs(found - estimate) <= 1e-6 * (1 + std::abs(estimate));
+}
+
+void check_gradients(Problem& problem) {
+  Gradients found(problem);
+  run_gradients(problem, found);
+  const auto check_array = [&](Array& array, const Result& result) {
+    for (std::int64_t b = 0; b < problem.batch; ++b) {
+      for (std::int64_t n = 0; n < array.shape[1]; n += 3) {
+        const std::int64_t d = (5 * n + b) % array.shape[2];
+        CHECK(close(result.at(b, n, d), difference(problem, array.at(b, n, d))));
+      }
+    }
+  };
+  check_array(problem.query, found.query);
+  check_array(problem.key, found.key);
+  check_array(problem.value, found.value);
+  for (std::size_t i = 4; i < problem.centre.size(); ++i) {  // those before are at an edge
+    if (std::abs(problem.centre[i] - std::round(problem.centre[i])) < 1e-3) continue;
+    CHECK(close(found.centre.data[i], difference(problem, problem.centre[i])));
+  }
+  for (std::size_t a = 0; problem.direction && a < found.v.size(); a += 7) {
+    CHECK(close(found.v[a], difference(problem, problem.v[a])));
+  }
+}
+
+template <class Body>
+void for_each_problem(Body&& body) {
+  for (const std::string& isa : available_isas()) {
+    set_isa(isa);
+    for (int kind = 0; kind < 4; ++kind) {
+      for (const std::int64_t size : {1, 5, 16, 23}) {
+        check::context = isa + ", kind " + std::to_string(kind) + ", size " + std::to_string(size);
+        Problem problem{.rows = size,
+                        .keys = size == 5 ? 3 : 40,
+                        .depth = size + 2,
+                        .columns = 2 * size - 1,
+                        .half_width = size / 2 + 1,
+                        .direction = kind % 2 != 0,
+                        .renormalize = kind / 2 != 0};
+        problem.draw();
+        body(problem);
+      }
+    }
+  }
+}
+
+TEST(the_paper_s_formula) { for_each_problem(check_forward); }
+
+TEST(gradients_are_those_of_differences) { for_each_problem(check_gradients); }
+
+TEST(the_threads_do_not_matter) {
+  const int before = threads();
+  Problem problem{.rows = 700,
+                  .keys = 500,
+                  .depth = 20,
+                  .columns = 9,
+                  .half_width = 6,
+                  .direction = true,
+                  .renormalize = false};
+  problem.draw();
+  set_threads(1);
+  Gradients one(problem);
+  run_gradients(problem, one);
+  set_threads(4);
+  Gradients four(problem);
+  run_gradients(problem, four);
+  set_threads(before);
+  CHECK(one.query.data == four.query.data);
+  CHECK(one.key.data == four.key.data);
+  CHECK(one.value.data == four.value.data);
+  CHECK(one.centre.data == four.centre.data);
+  CHECK(one.v == four.v);
+}
+
+TEST(windows_are_cut_at_both_ends_without_rounding) {
+  const auto is = [](const LocalWindow& found, std::int64_t first, std::int64_t begin,
+                     std::int64_t end) {
+    return found.first == first && found.begin == begin && found.end == end && found.finite;
+  };
+  CHECK(is(local_window(5.0, 2, 20), 3, 3, 8));
+  CHECK(is(local_window(5.5, 2, 20), 4, 4, 8));
+  CHECK(is(local_window(std::nextafter(5.0, 6.0), 2, 20), 4, 4, 8));
+  CHECK(is(local_window(std::nextafter(5.0, 4.0), 2, 20), 3, 3, 7));
+  CHECK(is(local_window(0.5, 3, 20), -2, 0, 4));
+  CHECK(is(local_window(-1.5, 3, 20), -4, 0, 2));
+  CHECK(is(local_window(19.0, 3, 20), 16, 16, 20));
+  for (const double nowhere : {-3.5, 23.5, 1e18, -1e18, 1e300, -1e300}) {
+    const LocalWindow window = local_window(nowhere, 3, 20);
+    CHECK(window.begin == window.end && window.finite);
+  }
+  for (const double strange : {kNan, HUGE_VAL, -HUGE_VAL}) {
+    CHECK(!local_window(strange, 3, 20).finite);
+    CHECK(local_window(strange, 3, 0).finite);
+  }
+}
+
+TEST(a_centre_that_is_not_a_number_spoils_its_row_only) {
+  Problem problem{.rows = 6,
+                  .keys = 12,
+                  .depth = 5,
+                  .columns = 4,
+                  .half_width = 2,
+                  .direction = false,
+                  .renormalize = false};
+  problem.draw();
+  problem.centre[5] = kNan;
+  Result out(2, 6, 4);
+  LocalParams<double> p = problem.params();
+  p.out = out.view;
+  run_local(p);
+  Gradients found(problem);
+  run_gradients(problem, found);
+  for (std::int64_t t = 0; t < 6; ++t) {
+    CHECK(std::isnan(out.at(0, t, 0)) == (t == 5));
+    CHECK(std::isnan(found.query.at(0, t, 0)) == (t == 5));
+    CHECK(std::isnan(found.centre.at(0, t, 0)) == (t == 5));
+  }
+  for (const double x : found.key.data) CHECK(std::isfinite(x));
+  for (const double x : found.value.data) CHECK(std::isfinite(x));
+}
+
+}  // namespace
+}  // namespace pyattn
+
+TEST_MAIN
