@@ -17,6 +17,9 @@ from benchmarks.harness import Build, Case, Run
 from tests.naive_luong import naive_luong
 
 TOLERANCE = 2e-5
+# A position of some thousands is rounded by 5e-4 in float32, and the Gaussian falls by up to 0.12
+# times that: the answer moves by a few 1e-4, whoever computes it.
+POSITION_TOLERANCE = 1e-3
 HALF_WIDTH = 10
 POSITION_UNITS = 64
 CHUNK = 256  # rows of the exact answer at a time
@@ -68,7 +71,7 @@ def cases(threads: int) -> Iterator[Case]:
                 unit="tanh" if problem.score == "concat" else "FLOP",
                 exact=partial(_exact, problem),
                 contenders=contenders,
-                tolerance=TOLERANCE,
+                tolerance=TOLERANCE if problem.align == "global" else POSITION_TOLERANCE,
                 group=plain.name,
             )
 

@@ -32,8 +32,8 @@ struct BackwardKernels {
   void (*store_scores)(const Params&, const ScoreSums<T>&, const ScoreTarget&) noexcept;
 };
 
-// Attention within windows; core/local.cpp puts the pieces together. `scratch` has
-// local_scratch_bytes.
+// Attention within windows, in the pieces that core/local.cpp puts together. LocalRow and
+// LocalGradient carve up the scratch.
 template <class X>
 struct LocalKernels {
   using T = Compute<X>;

@@ -109,13 +109,14 @@ def luong_attention(
 
     Notes
     -----
-    The local alignments take time and memory that grow with ``T * half_width`` and T + S, forward
-    and backward, whatever S; ``aux=("weights",)`` fills an array ``(B, T, S)`` all the same. The
-    gradient flows through p_t by the Gaussian; the edges of a window have no derivative. float16
-    and bfloat16 are widened to float32, projected queries and keys rounded to the dtype; p_t and
-    ``"lse"`` are float32 (float64 for float64). In ONNX "local-p" is a function
-    ``pyattn::LuongLocal...`` that gathers each window, with ``T * half_width * (Dk + E)`` numbers
-    in memory; as is the gradient of a float mask.
+    The local alignments take time that grows with ``T * half_width``, not with T x S, and memory
+    that grows with T + S, forward and backward; only ``aux=("weights",)`` fills an array
+    ``(B, T, S)``. The gradient flows through p_t by the Gaussian; the edges of a window have no
+    derivative. float16 and bfloat16 are widened to float32, projected queries and keys rounded to
+    the dtype; p_t and ``"lse"`` are float32 (float64 for float64). In float32 a p_t of some
+    thousands is good to 5e-4, and the weights with it. In ONNX "local-p" is a function
+    ``pyattn::LuongLocal...`` that gathers each window, ``T * half_width * (Dk + E)`` numbers; the
+    gradient of a float mask takes the same way.
 
     References
     ----------
