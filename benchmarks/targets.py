@@ -46,6 +46,7 @@ def found(results: Results) -> list[Target]:
             suites.setdefault(report.suite_of(rows[0]), {})[case.split("/", 1)[1]] = rows
     rules: tuple[Callable[[dict[str, dict[str, Rows]]], Iterator[Target]], ...] = (
         _prefill, _matrix_rate, _narrow, _decode, _tiny, _backward, _window, _mask, _additive, _local,
+        _recurrent,
     )  # fmt: skip
     return [target for rule in rules for target in rule(suites)]
 
@@ -182,3 +183,7 @@ def _additive(suites: Suites) -> Iterator[Target]:
     yield from _ratios("additive, times eager PyTorch", forward, 60.0, "torch eager")
     work = "additive forward and backward, times eager PyTorch"
     yield from _ratios(work, both, 15.0, "torch eager")
+
+
+def _recurrent(suites: Suites) -> Iterator[Target]:
+    yield from _ratios("GRU and LSTM, times torch", suites.get("recurrent", {}), 1.0, "torch")
