@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pyattn as pa
 from pyattn import nn, ops
@@ -147,6 +149,25 @@ def test_the_gradient_goes_back_through_every_step(reader: Any, inputs: Any, rng
         return last, states
 
     pa.check_grad(call, source.astype(np.float64), wide.linear.weight, rng=rng)
+
+
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+def test_adding_and_looking_up_along_an_axis_are_adjoint(data: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    leading = tuple(data.draw(st.lists(st.integers(1, 4), max_size=2)))
+    size, count = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 9))
+    x, updates = (rng.standard_normal((*leading, n)) for n in (size, count))
+    places = rng.integers(0, size, (*leading, count)).astype(
+        data.draw(st.sampled_from([np.int32, np.int64, np.uint8]))
+    )
+    added = ops.scatter_add(x, places, updates)
+    for at in np.ndindex(leading):
+        for i in range(size):
+            exact = x[(*at, i)] + sum(updates[at][places[at] == i])
+            assert added[(*at, i)] == pytest.approx(exact, abs=1e-12)
+    taken = ops.take_along(x, places)
+    found = np.vdot(updates, taken)
+    assert found == pytest.approx(np.vdot(added - x, x), abs=1e-9)
 
 
 @pytest.mark.parametrize("outside", [-1, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -132,8 +133,8 @@ def _check_places(name: str, x: Array, indices: Array) -> None:
 
 def _add_at(x: Array, indices: Array, updates: Array) -> Array:
     """Return a copy of ``x`` with every update added at its index; equal indices add up."""
-    out, size = np.array(x), x.shape[-1]
-    rows = np.arange(indices.size // max(1, indices.shape[-1])).reshape(*indices.shape[:-1], 1)
+    out, size = np.array(x, order="C"), x.shape[-1]
+    rows = np.arange(math.prod(x.shape[:-1])).reshape(*x.shape[:-1], 1)
     np.add.at(out.reshape(-1), (rows * size + indices).reshape(-1), updates.reshape(-1))
     return out
 
@@ -151,7 +152,7 @@ def _take_along_eval(x: Array, indices: Array) -> Array:
 def _take_along_vjp(
     _: Node, g: tuple[Array], inputs: tuple[Array, Array], __: tuple[Array]
 ) -> tuple[Array, None]:
-    return _add_at(np.zeros_like(inputs[0], order="C"), inputs[1], g[0]), None
+    return _add_at(np.zeros_like(inputs[0]), inputs[1], g[0]), None
 
 
 _TAKE_ALONG = Op(
@@ -175,7 +176,7 @@ def _scatter_add_shape(x: Spec, indices: Spec, updates: Spec) -> Spec:
 
 def _scatter_add_eval(x: Array, indices: Array, updates: Array) -> Array:
     _check_places("scatter_add", x, indices)
-    return _add_at(np.ascontiguousarray(x), indices, updates)
+    return _add_at(x, indices, updates)
 
 
 _SCATTER_ADD = Op(
