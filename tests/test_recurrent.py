@@ -223,8 +223,18 @@ def test_a_first_state_of_a_sequence_without_steps_in_onnx(op: str, rng: Any) ->
 
 @both
 def test_float64_is_not_exported(op: str, rng: Any) -> None:
-    with pytest.raises(ValueError, match=f"{op} has no form in ONNX"):
+    with pytest.raises(ValueError, match=f"ONNX Runtime has no {op.upper()} for float64"):
         pa.export(lambda **a: getattr(ops, op)(**a)[0], layer_inputs(op, rng, np.float64))
+
+
+@both
+def test_float16_is_exported_by_way_of_float32(op: str, rng: Any) -> None:
+    arrays = layer_inputs(op, rng, np.float16) | {"lengths": np.array([0, 3, 5])}
+    call = getattr(ops, op)
+    proto = pa.export(lambda **a: call(**a), arrays, verify=False)
+    for f, e in zip(session(proto).run(None, arrays), call(**arrays), strict=True):
+        assert f.dtype == np.float16
+        assert max_error(f, e) <= 1e-3
 
 
 @given(st.data())
