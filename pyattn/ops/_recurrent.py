@@ -103,18 +103,17 @@ class Layer:
             raise ValueError(
                 f"export: ONNX Runtime has no {self.onnx} for float64; convert the model to float32"
             )
-        tensors = dict(zip(self.arguments, node.inputs, strict=True))
         given = dict(zip(self.arguments, names, strict=True))
-        for key, name in given.items():
-            if name and key not in ("x", "lengths", *self.states):
-                given[key] = self._reordered(graph, tensors[key], name)
-            if name and key != "lengths" and dtype.itemsize == 2:
+        for key, tensor in zip(self.arguments, node.inputs, strict=True):
+            if tensor is not None and key not in ("x", "lengths", *self.states):
+                given[key] = self._reordered(graph, tensor, given[key])
+            if tensor is not None and key != "lengths" and dtype.itemsize == 2:
                 given[key] = graph.node("Cast", given[key], to=FLOAT32)
         first = [given[state] for state in self.states]
         inputs = [
             graph.node("Transpose", given["x"], perm=(1, 0, 2)),
-            _leading(graph, given["weight_input"], 0),
-            _leading(graph, given["weight_hidden"], 0),
+            given["weight_input"],
+            given["weight_hidden"],
             self._biases(graph, given, size),
             graph.node("Cast", given["lengths"], to=INT32) if given["lengths"] else "",
             *[_leading(graph, state, 0) if state else "" for state in first],
@@ -148,20 +147,23 @@ class Layer:
         names = [given["bias_input"], given["bias_hidden"]]
         if not any(names):
             return ""
-        zeros = graph.constant(np.zeros(self.gates * size, np.float32))
-        return _leading(graph, graph.node("Concat", *[n or zeros for n in names], axis=0), 0)
+        zeros = graph.constant(np.zeros((1, self.gates * size), np.float32))
+        both: str = graph.node("Concat", *[name or zeros for name in names], axis=1)
+        return both
 
-    def _reordered(self, graph: Any, tensor: Tensor | None, name: str) -> str:
-        """Return the rows of a weight or bias in the order of ONNX's gates."""
-        if tensor is not None and tensor.value is not None:
-            parts = np.split(tensor.value, self.gates)
-            ordered = np.concatenate([parts[place] for place in self.onnx_order])
-            label = tensor.name and f"{tensor.name}.{self.onnx}"
-            constant: str = graph.constant(ordered, label)
+    def _reordered(self, graph: Any, tensor: Tensor, name: str) -> str:
+        """Return the rows of a weight or bias in the order of ONNX's gates, behind an axis of 1."""
+
+        def ordered(array: Array) -> Array:
+            parts = np.split(array, self.gates)
+            return np.concatenate([parts[place] for place in self.onnx_order])[None]
+
+        if tensor.value is not None:
+            constant: str = graph.derived(tensor, self.onnx, ordered)
             return constant
         parts = graph.node("Split", name, axis=0, num_outputs=self.gates, outputs=self.gates)
-        joined: str = graph.node("Concat", *[parts[place] for place in self.onnx_order], axis=0)
-        return joined
+        joined = graph.node("Concat", *[parts[place] for place in self.onnx_order], axis=0)
+        return _leading(graph, joined, 0)
 
 
 def _leading(graph: Any, name: str, axis: int) -> str:
