@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,21 @@ class Graph:
                 label = self._unique(name or "constant")
             self._arrays[label] = array
             self._constants[key] = label
+        return self._constants[key]
+
+    def derived(self, tensor: Tensor, how: str, make: Callable[[Array], Array]) -> str:
+        """Return the name of the constant ``make(array)``, written once however often it is read.
+
+        ``how`` tells what is made of the array of ``tensor``.
+        """
+        if self._outer is not None:
+            return self._outer.derived(tensor, how, make)
+        array = tensor.numpy()
+        where = array.__array_interface__["data"][0]
+        key = (array.dtype.str, array.shape, array.strides, where, how)
+        if key not in self._constants:
+            label = tensor.name and f"{tensor.name}.{how}"
+            self._constants[key] = self.constant(make(array), label)
         return self._constants[key]
 
     def initializers(self) -> list[onnx.TensorProto]:

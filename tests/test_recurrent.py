@@ -221,10 +221,32 @@ def test_a_first_state_of_a_sequence_without_steps_in_onnx(op: str, rng: Any) ->
     np.testing.assert_array_equal(found[1][0], arrays["h0"][0])
 
 
+def test_weights_that_are_used_often_are_written_once(rng: Any) -> None:
+    cell = nn.GRUCell(4, 6, rng=rng)
+    x, h = rng.standard_normal((2, 4)).astype(F), rng.standard_normal((2, 6)).astype(F)
+
+    def model(x: Any, h: Any) -> Any:
+        return cell(x, cell(x, cell(x, h)))
+
+    proto = pa.export(model, {"x": pa.Input(x, ("batch", None)), "h": pa.Input(h, ("batch", None))})
+    shapes = [tuple(tensor.dims) for tensor in proto.graph.initializer]
+    assert shapes.count((1, 18, 4)) == shapes.count((1, 18, 6)) == 1
+
+
 @both
 def test_float64_is_not_exported(op: str, rng: Any) -> None:
-    with pytest.raises(ValueError, match=f"{op} has no form in ONNX"):
+    with pytest.raises(ValueError, match=f"ONNX Runtime has no {op.upper()} for float64"):
         pa.export(lambda **a: getattr(ops, op)(**a)[0], layer_inputs(op, rng, np.float64))
+
+
+@both
+def test_float16_is_exported_by_way_of_float32(op: str, rng: Any) -> None:
+    arrays = layer_inputs(op, rng, np.float16) | {"lengths": np.array([0, 3, 5])}
+    call = getattr(ops, op)
+    proto = pa.export(lambda **a: call(**a), arrays, verify=False)
+    for f, e in zip(session(proto).run(None, arrays), call(**arrays), strict=True):
+        assert f.dtype == np.float16
+        assert max_error(f, e) <= 1e-3
 
 
 @given(st.data())

@@ -69,7 +69,7 @@ def _vjp(
 ) -> tuple[Array | None, ...]:
     dtype = inputs[0].dtype
     params = {key: node.params[key] for key in ("reverse", "reset_after")}
-    if dtype.itemsize == 2 or not node.params["keep"]:
+    if not node.params["keep"]:  # half precision
         inputs, g = tuple(wide(inputs)), tuple(wide(g))
         outputs = _eval(*inputs, **params, keep=True)
     gradients = _gradients(inputs, outputs, g[0], g[1], **params)

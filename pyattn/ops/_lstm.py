@@ -61,7 +61,7 @@ def _vjp(
     node: Node, g: tuple[Array, ...], inputs: tuple[Any, ...], outputs: tuple[Array, ...]
 ) -> tuple[Array | None, ...]:
     dtype, reverse = inputs[0].dtype, node.params["reverse"]
-    if dtype.itemsize == 2 or not node.params["keep"]:
+    if not node.params["keep"]:  # half precision
         inputs, g = tuple(wide(inputs)), tuple(wide(g))
         outputs = _eval(*inputs, reverse=reverse, keep=True)
     gradients = _gradients(inputs, outputs, g, reverse=reverse)

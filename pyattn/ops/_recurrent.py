@@ -12,6 +12,8 @@ from pyattn import _core
 from pyattn.ops._rules import join, require_real
 from pyattn.tensor import Array, Dim, Node, Size, Spec, Tensor
 
+FLOAT32, INT32 = np.dtype(np.float32), np.dtype(np.int32)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -92,68 +94,76 @@ class Layer:
         )
 
     def write(self, graph: Any, node: Node, names: Sequence[str], **attributes: Any) -> Any:
-        """Write the layer as ONNX's operator; None for a dtype that ONNX Runtime lacks.
+        """Write the layer as ONNX's operator, half precision by way of float32.
 
         ``names`` are x, the two weights, the two biases, the states and the lengths.
         """
-        x, *weights, bias_input, bias_hidden = names[:5]
-        states, lengths = names[5:-1], names[-1]
-        if node.outputs[0].dtype.itemsize != 4:
-            return None
-        size = node.outputs[1].shape[1]
-        biases = ""
-        if bias_input or bias_hidden:
-            zeros = np.zeros(self.gates * size, node.outputs[0].dtype)
-            both = [
-                self._reordered(graph, tensor, name) if name else graph.constant(zeros)
-                for tensor, name in zip(node.inputs[3:5], (bias_input, bias_hidden), strict=True)
-            ]
-            biases = _leading(graph, graph.node("Concat", *both, axis=0), 0)
+        dtype, size = node.outputs[0].dtype, node.outputs[1].shape[1]
+        if dtype.itemsize == 8:
+            raise ValueError(
+                f"export: ONNX Runtime has no {self.onnx} for float64; convert the model to float32"
+            )
+        given = dict(zip(self.arguments, names, strict=True))
+        for key, tensor in zip(self.arguments, node.inputs, strict=True):
+            if tensor is not None and key not in ("x", "lengths", *self.states):
+                given[key] = self._reordered(graph, tensor, given[key])
+            if tensor is not None and key != "lengths" and dtype.itemsize == 2:
+                given[key] = graph.node("Cast", given[key], to=FLOAT32)
+        first = [given[state] for state in self.states]
         inputs = [
-            graph.node("Transpose", x, perm=(1, 0, 2)),
-            *[
-                _leading(graph, self._reordered(graph, tensor, name), 0)
-                for tensor, name in zip(node.inputs[1:3], weights, strict=True)
-            ],
-            biases,
-            graph.node("Cast", lengths, to=np.dtype(np.int32)) if lengths else "",
-            *[_leading(graph, state, 0) if state else "" for state in states],
+            graph.node("Transpose", given["x"], perm=(1, 0, 2)),
+            given["weight_input"],
+            given["weight_hidden"],
+            self._biases(graph, given, size),
+            graph.node("Cast", given["lengths"], to=INT32) if given["lengths"] else "",
+            *[_leading(graph, state, 0) if state else "" for state in first],
         ]
         while not inputs[-1]:
             inputs.pop()
-        direction = "reverse" if node.params["reverse"] else "forward"
-        output, *last = graph.node(
+        steps, *last = graph.node(
             self.onnx,
             *inputs,
-            outputs=1 + len(states),
+            outputs=1 + len(first),
             hidden_size=size,
-            direction=direction,
+            direction="reverse" if node.params["reverse"] else "forward",
             **attributes,
         )
-        squeezed = graph.node("Squeeze", output, graph.constant(np.array([1], np.int64)))
-        first = graph.constant(np.array([0], np.int64))
-        finals = [graph.node("Squeeze", state, first) for state in last]
-        if lengths:  # of length 0: there ONNX Runtime returns zeros and not the first state
-            zero = np.zeros(1, node.required(-1).dtype)
-            empty = graph.node("Equal", lengths, graph.constant(zero))
-            empty = _leading(graph, empty, 1)
-            finals = [
-                graph.node("Where", empty, begin, end) if begin else end
-                for begin, end in zip(states, finals, strict=True)
-            ]
-        return (graph.node("Transpose", squeezed, perm=(1, 0, 2)), *finals)
+        steps = graph.node("Squeeze", steps, graph.constant(np.array([1], np.int64)))
+        results = [graph.node("Transpose", steps, perm=(1, 0, 2))]
+        for begin, end in zip(first, last, strict=True):
+            end = graph.node("Squeeze", end, graph.constant(np.array([0], np.int64)))
+            if given["lengths"] and begin:
+                # ONNX Runtime's state after no steps is 0 and not the first one.
+                zero = graph.constant(np.zeros(1, node.required(-1).dtype))
+                empty = _leading(graph, graph.node("Equal", given["lengths"], zero), 1)
+                end = graph.node("Where", empty, begin, end)
+            results.append(end)
+        if dtype.itemsize == 2:
+            results = [graph.node("Cast", result, to=dtype) for result in results]
+        return results
 
-    def _reordered(self, graph: Any, tensor: Tensor | None, name: str) -> str:
-        """Return the rows of a weight or bias in the order of ONNX's gates."""
-        if tensor is not None and tensor.value is not None:
-            parts = np.split(tensor.value, self.gates)
-            ordered = np.concatenate([parts[place] for place in self.onnx_order])
-            label = tensor.name and f"{tensor.name}.{self.onnx}"
-            constant: str = graph.constant(ordered, label)
+    def _biases(self, graph: Any, given: dict[str, str], size: Any) -> str:
+        """Return both biases one behind the other, or no name where there is none."""
+        names = [given["bias_input"], given["bias_hidden"]]
+        if not any(names):
+            return ""
+        zeros = graph.constant(np.zeros((1, self.gates * size), np.float32))
+        both: str = graph.node("Concat", *[name or zeros for name in names], axis=1)
+        return both
+
+    def _reordered(self, graph: Any, tensor: Tensor, name: str) -> str:
+        """Return the rows of a weight or bias in the order of ONNX's gates, behind an axis of 1."""
+
+        def ordered(array: Array) -> Array:
+            parts = np.split(array, self.gates)
+            return np.concatenate([parts[place] for place in self.onnx_order])[None]
+
+        if tensor.value is not None:
+            constant: str = graph.derived(tensor, self.onnx, ordered)
             return constant
         parts = graph.node("Split", name, axis=0, num_outputs=self.gates, outputs=self.gates)
-        joined: str = graph.node("Concat", *[parts[place] for place in self.onnx_order], axis=0)
-        return joined
+        joined = graph.node("Concat", *[parts[place] for place in self.onnx_order], axis=0)
+        return _leading(graph, joined, 0)
 
 
 def _leading(graph: Any, name: str, axis: int) -> str:

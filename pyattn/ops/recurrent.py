@@ -71,7 +71,7 @@ def gru(
     Notes
     -----
     Memory is linear in T: for a gradient the gates of all steps are kept, ``(B, T, 4H)``. In ONNX
-    this is the operator ``GRU``, in float32: ONNX Runtime has none for other dtypes.
+    this is the operator ``GRU`` in float32; float64, for which ONNX Runtime has none, is refused.
 
     References
     ----------
@@ -156,8 +156,8 @@ def lstm(
     Notes
     -----
     There are no peepholes. Memory is linear in T: for a gradient the gates and c of all steps are
-    kept, ``(B, T, 5H)``. In ONNX this is the operator ``LSTM``, in float32: ONNX Runtime has none
-    for other dtypes.
+    kept, ``(B, T, 5H)``. In ONNX this is the operator ``LSTM`` in float32; float64, for which ONNX
+    Runtime has none, is refused.
 
     References
     ----------
