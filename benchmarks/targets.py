@@ -45,8 +45,8 @@ def found(results: Results) -> list[Target]:
         if report.ours(rows) is not None:
             suites.setdefault(report.suite_of(rows[0]), {})[case.split("/", 1)[1]] = rows
     rules: tuple[Callable[[dict[str, dict[str, Rows]]], Iterator[Target]], ...] = (
-        _prefill, _matrix_rate, _narrow, _decode, _tiny, _backward, _window, _mask, _additive,
-        _local, _recurrent,
+        _prefill, _matrix_rate, _narrow, _decode, _tiny, _backward, _window, _mask,
+        _additive, _local, _recurrent,
     )  # fmt: skip
     return [target for rule in rules for target in rule(suites)]
 

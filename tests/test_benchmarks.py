@@ -219,21 +219,29 @@ def test_targets_are_ratios_of_medians_and_of_limits() -> None:
         row("sdpa-tiny/1,4,4,16,16,32", "torch", 5e-6),
         row("sdpa-window/a", "pyattn", 30e-3),
         row("sdpa-window/a/window 256,256", "pyattn", 1e-3),
-        row("luong/dot 9,9,9", "pyattn", 60e-3),
-        row("luong/dot 9,9,9/local-p 10", "pyattn", 1e-3),
         row("sdpa-mask/b", "pyattn", 2e-3),
         row("sdpa-mask/b/blocks", "pyattn", 2e-3, operations=5e8),
+        row("additive/a", "pyattn", 1e-3),
+        row("additive/a", "torch eager", 70e-3),
+        row("additive/a", "torch.compile", 13e-3),
+        row("additive-backward/a", "pyattn", 1e-3),
+        row("additive-backward/a", "torch eager", 16e-3),
+        row("luong/dot 9,9,9", "pyattn", 60e-3),
+        row("luong/dot 9,9,9/local-p 10", "pyattn", 1e-3),
+        row("recurrent/gru-9,9", "pyattn", 1e-3),
+        row("recurrent/gru-9,9", "torch", 2e-3),
+        row("recurrent/gru-9,9", "onnxruntime", 1e-3),
     ]
     found = {(t.work, t.case): t for t in targets.found(results_of(rows))}
     measured = [round(t.measured, 6) for t in found.values()]
-    assert measured == [2.0, 2.0, 0.5, 0.5, 2.0, 5.0, 30.0, 60.0, 0.5]
+    assert measured == [2.0, 2.0, 0.5, 0.5, 2.0, 5.0, 30.0, 0.5, 13.0, 70.0, 16.0, 60.0, 2.0]
     rate = found["float32 prefill, of the matrix rate", shape]
     assert (rate.wanted, rate.note) == (0.85, "0.25 of the fastest library's")
     cache = found["float32 decode, times the best peer", "1,32,8,1,4096,128"]
     assert cache.note == "torch heads as rows; 4.00 times torch"
     lines = targets.table(results_of(rows)).splitlines()
     assert [line.endswith("| yes |") for line in lines[2:]] == [
-        True, True, False, False, False, True, True, True, False,
+        True, True, False, False, False, True, True, False, True, True, True, True, True,
     ]  # fmt: skip
 
 
