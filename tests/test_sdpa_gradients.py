@@ -179,6 +179,19 @@ def test_what_is_masked_for_one_query_stays_out_of_its_gradient(
         assert np.isfinite(found[name]).all(), name
 
 
+def test_a_tiny_cap(rng: Any) -> None:
+    """Most scores are at the cap, and a few in between, where the slope is 1."""
+    q, k, v = (rng.standard_normal((1, 2, n, 8)) for n in (33, 70, 70))
+    q[:, :, ::4] *= 1e-5
+    cotangents = draw_cotangents(rng, q, v)
+    given = {"out_cotangent": cotangents[0], "lse_cotangent": cotangents[1]}
+    exact = sdpa_gradients(q, k, v, softcap=2e-5, **given)
+    found = gradients({"query": q, "key": k, "value": v}, cotangents, {"softcap": 2e-5})
+    assert np.abs(exact["query"]).max() > 0.01
+    for name, array in found.items():
+        np.testing.assert_allclose(array, exact[name], rtol=0, atol=1e-9)
+
+
 def test_gradient_through_other_outputs_is_that_of_the_expansion(rng: Any) -> None:
     q, k, v = (rng.standard_normal((1, 2, n, 8)) for n in (5, 7, 7))
 
