@@ -9,7 +9,7 @@
 namespace pyattn {
 namespace {
 
-// Rows of a task: they pass a piece of a panel, and should be many more than its depth in lines.
+// Rows of a task, which bring a piece of a panel into the cache once for all of them.
 constexpr std::int64_t kTaskRows = 192;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

@@ -8,8 +8,7 @@
 namespace pyattn {
 namespace {
 
-// Multiply-adds of a step from which threads share it: about a microsecond, twice what it costs
-// them to wait for each other.
+// Multiply-adds of a step from which on threads share it: a microsecond or two.
 constexpr double kSharedStep = 1 << 16;
 // So that a thread that comes late, or is away for a while, holds up half of its share.
 constexpr std::int64_t kChunksPerThread = 2;

@@ -28,7 +28,7 @@ class GruStep {
     const std::int64_t unit = panel * L;
     const std::int64_t left = size_ - unit;
     const V bias = p_.bias == nullptr ? V::broadcast(T(0)) : load_left<V>(p_.bias + unit, left);
-    multiply<V, 3>(p_, t_, p_.packed + panel * size_ * 3 * L, size_, before_(),
+    multiply<V, 3>(p_, t_, p_.packed + panel * size_ * 3 * L, size_, rows_before(),
                    [&](std::int64_t b, const T* sums) {
                      T* gates = gates_of(b) + unit;
                      const V r = sigmoid(load_left<V>(gates, left) + V::load(sums));
@@ -49,7 +49,7 @@ class GruStep {
   void reset(std::int64_t panel) const {
     const std::int64_t unit = panel * L;
     const std::int64_t left = size_ - unit;
-    multiply<V, 2>(p_, t_, p_.packed + panel * size_ * 2 * L, size_, before_(),
+    multiply<V, 2>(p_, t_, p_.packed + panel * size_ * 2 * L, size_, rows_before(),
                    [&](std::int64_t b, const T* sums) {
                      T* gates = gates_of(b) + unit;
                      const V r = sigmoid(load_left<V>(gates, left) + V::load(sums));
@@ -122,7 +122,7 @@ class GruStep {
 
  private:
   const T* before(std::int64_t b) const { return row_before<T>(p_, p_.output, p_.h0, b, t_); }
-  auto before_() const {
+  auto rows_before() const {
     return [this](std::int64_t b) { return before(b); };
   }
   T* gates_of(std::int64_t b) const { return p_.gates + (b * p_.length + t_) * 3 * size_; }
