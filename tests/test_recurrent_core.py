@@ -84,8 +84,9 @@ def test_bits_do_not_depend_on_the_threads(op: str, rng: Any, with_threads: Any)
 
 
 @both
-def test_a_sequence_has_the_same_bits_alone(op: str, rng: Any) -> None:
-    arrays = layer_inputs(op, rng, batch=8, length=5, size=33)
+@pytest.mark.parametrize("length", [1, 5])
+def test_a_sequence_has_the_same_bits_alone(op: str, length: int, rng: Any) -> None:
+    arrays = layer_inputs(op, rng, batch=8, length=length, size=33)
     entries = ("x", "h0", "c0")
     alone = {k: v[6:7] if k in entries else v for k, v in arrays.items()}
     together, single = (getattr(ops, op)(**a) for a in (arrays, alone))

@@ -9,7 +9,7 @@
 namespace pyattn {
 namespace {
 
-// Rows of a task: they pass a piece of a panel, and should be many more than its depth in lines.
+// Rows of a task, which bring a piece of a panel into the cache once for all of them.
 constexpr std::int64_t kTaskRows = 192;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -22,12 +22,16 @@ void run_product(ProductParams<T> params) {
   const auto& kernel = kernels_of<T>(kernels());
   const std::int64_t panels = ceil_div(params.columns, kernel.product_columns);
   const std::int64_t elements = params.depth * panels * kernel.product_columns;
-  params.packed =
-      reinterpret_cast<T*>(thread_scratch(static_cast<std::size_t>(elements) * sizeof(T)));
-
-  TaskLoop packing{.tasks = panels, .work = static_cast<double>(elements)};
-  auto pack = [&](std::int64_t panel, int) { kernel.pack_product(params, panel); };
-  parallel_for(packing, loop_threads(packing), pack);
+  // The rows of a transposed matrix that meet a single row are read only once.
+  const bool once = params.rows == 1 && params.left_depth == 1 && params.right_depth == 1 &&
+                    params.right_column != 1;
+  if (!once) {
+    params.packed =
+        reinterpret_cast<T*>(thread_scratch(static_cast<std::size_t>(elements) * sizeof(T)));
+    TaskLoop packing{.tasks = panels, .work = static_cast<double>(elements)};
+    auto pack = [&](std::int64_t panel, int) { kernel.pack_product(params, panel); };
+    parallel_for(packing, loop_threads(packing), pack);
+  }
 
   // Neighbouring tasks share a panel.
   const std::int64_t blocks = ceil_div(params.rows, kTaskRows);

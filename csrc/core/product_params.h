@@ -23,7 +23,9 @@ struct ProductParams {
   T* out = nullptr;         // unit stride along a row
   std::int64_t out_row = 0;
   bool add = false;
-  T* packed = nullptr;  // K * (N rounded up to kProductColumns)
+  // K * (N rounded up to kProductColumns); null for a single row and a right operand with
+  // right_depth = 1, which is read where it lies.
+  T* packed = nullptr;
 };
 
 // Columns that are packed together, at most.

@@ -8,8 +8,7 @@
 namespace pyattn {
 namespace {
 
-// Multiply-adds of a step from which threads share it: about a microsecond, twice what it costs
-// them to wait for each other.
+// Multiply-adds of a step from which on threads share it: a microsecond or two.
 constexpr double kSharedStep = 1 << 16;
 // So that a thread that comes late, or is away for a while, holds up half of its share.
 constexpr std::int64_t kChunksPerThread = 2;
@@ -22,9 +21,14 @@ void run_recurrent(RecurrentParams<T> params, typename Kernels<T>::Recurrent ker
   const std::int64_t size = params.size;
   if (params.batch == 0 || params.length == 0 || size == 0) return;
   const std::int64_t groups = (size + kUnitGroup - 1) / kUnitGroup;
-  const std::int64_t elements = gates * size * groups * kUnitGroup;
-  params.packed =
-      reinterpret_cast<T*>(thread_scratch(static_cast<std::size_t>(elements) * sizeof(T)));
+  // One step of one entry, as in decoding, reads the weights only once.
+  const bool once =
+      params.batch == 1 && params.length == 1 && params.reset_after && params.grad_gates == nullptr;
+  if (!once) {
+    const std::int64_t elements = gates * size * groups * kUnitGroup;
+    params.packed =
+        reinterpret_cast<T*>(thread_scratch(static_cast<std::size_t>(elements) * sizeof(T)));
+  }
 
   const double step = static_cast<double>(params.batch) * static_cast<double>(gates) *
                       static_cast<double>(size) * static_cast<double>(size);

@@ -19,7 +19,8 @@ struct RecurrentParams {
   bool reverse = false;                   // from the last step of each entry to its first
   bool reset_after = true;                // GRU: r (U h + bias), else U (r h)
   bool keep = false;                      // forward: leave what the gradient needs
-  T* packed = nullptr;                    // G * H * (H rounded up to kUnitGroup)
+  T* packed = nullptr;                    // G * H * (H rounded up to kUnitGroup); null: a single
+                                          // step forward, with reset_after
 
   const T* weight = nullptr;  // (G * H, H)
   const T* bias = nullptr;    // (H,): that inside r (U h + bias), or null

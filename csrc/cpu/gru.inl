@@ -28,28 +28,26 @@ class GruStep {
     const std::int64_t unit = panel * L;
     const std::int64_t left = size_ - unit;
     const V bias = p_.bias == nullptr ? V::broadcast(T(0)) : load_left<V>(p_.bias + unit, left);
-    multiply<V, 3>(p_, t_, p_.packed + panel * size_ * 3 * L, size_, before_(),
-                   [&](std::int64_t b, const T* sums) {
-                     T* gates = gates_of(b) + unit;
-                     const V r = sigmoid(load_left<V>(gates, left) + V::load(sums));
-                     const V z = sigmoid(load_left<V>(gates + size_, left) + V::load(sums + L));
-                     const V inner = V::load(sums + 2 * L) + bias;
-                     const V n =
-                         tanh_accurate(V::fma(r, inner, load_left<V>(gates + 2 * size_, left)));
-                     store_state(b, unit, left, z, n);
-                     if (!p_.keep) return;
-                     store_left(r, gates, left);
-                     store_left(z, gates + size_, left);
-                     store_left(n, gates + 2 * size_, left);
-                     store_left(inner, inner_of(b) + unit, left);
-                   });
+    multiply_gates<V, 3>(p_, t_, panel, rows_before(), [&](std::int64_t b, const T* sums) {
+      T* gates = gates_of(b) + unit;
+      const V r = sigmoid(load_left<V>(gates, left) + V::load(sums));
+      const V z = sigmoid(load_left<V>(gates + size_, left) + V::load(sums + L));
+      const V inner = V::load(sums + 2 * L) + bias;
+      const V n = tanh_accurate(V::fma(r, inner, load_left<V>(gates + 2 * size_, left)));
+      store_state(b, unit, left, z, n);
+      if (!p_.keep) return;
+      store_left(r, gates, left);
+      store_left(z, gates + size_, left);
+      store_left(n, gates + 2 * size_, left);
+      store_left(inner, inner_of(b) + unit, left);
+    });
   }
 
   // Reset before the product: r, z and r h.
   void reset(std::int64_t panel) const {
     const std::int64_t unit = panel * L;
     const std::int64_t left = size_ - unit;
-    multiply<V, 2>(p_, t_, p_.packed + panel * size_ * 2 * L, size_, before_(),
+    multiply<V, 2>(p_, t_, p_.packed + panel * size_ * 2 * L, size_, rows_before(),
                    [&](std::int64_t b, const T* sums) {
                      T* gates = gates_of(b) + unit;
                      const V r = sigmoid(load_left<V>(gates, left) + V::load(sums));
@@ -122,7 +120,7 @@ class GruStep {
 
  private:
   const T* before(std::int64_t b) const { return row_before<T>(p_, p_.output, p_.h0, b, t_); }
-  auto before_() const {
+  auto rows_before() const {
     return [this](std::int64_t b) { return before(b); };
   }
   T* gates_of(std::int64_t b) const { return p_.gates + (b * p_.length + t_) * 3 * size_; }

@@ -18,9 +18,8 @@ void lstm_step(const RecurrentParams<typename V::Scalar>& p, std::int64_t t, std
   const std::int64_t size = p.size;
   const std::int64_t unit = panel * L;
   const std::int64_t left = size - unit;
-  multiply<V, 4>(
-      p, t, p.packed + panel * size * 4 * L, size,
-      [&](std::int64_t b) { return row_before<T>(p, p.output, p.h0, b, t); },
+  multiply_gates<V, 4>(
+      p, t, panel, [&](std::int64_t b) { return row_before<T>(p, p.output, p.h0, b, t); },
       [&](std::int64_t b, const T* sums) {
         const std::int64_t row = b * p.length + t;
         T* gates = p.gates + row * 4 * size + unit;

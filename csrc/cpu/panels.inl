@@ -5,7 +5,7 @@
 // whichever rows go through the panel together.
 #pragma once
 
-#include "cpu/matrix.inl"
+#include "cpu/few_rows.inl"
 
 namespace pyattn {
 namespace {
@@ -89,6 +89,41 @@ void pack_columns(const typename V::Scalar* matrix, std::int64_t step, std::int6
       if (first < left) columns = load_left<V>(matrix + d * step + first, left - first);
       columns.store(panel + (d * 4 + n) * V::kLanes);
     }
+  }
+}
+
+// The rows of a matrix that a panel of N registers would hold: register n those from first[n] on,
+// count[n] of them.
+template <class T, int N>
+struct Unpacked {
+  const T* first[N];
+  std::int64_t count[N];
+  std::int64_t step = 0;  // from row to row
+};
+
+// The sums of dot_panel, to the bit, for one row; squares of the matrix are turned in registers. To
+// pack it for a single row takes twice as long as this.
+template <class V, int N>
+void dot_unpacked(const Unpacked<typename V::Scalar, N>& matrix, const typename V::Scalar* row,
+                  std::int64_t depth, typename V::Scalar* sums) {
+  using T = typename V::Scalar;
+  constexpr int L = V::kLanes;
+  for (int n = 0; n < N; ++n) {
+    V sum = V::broadcast(T(0));
+    const int count = matrix.count[n] < 0   ? 0
+                      : matrix.count[n] < L ? static_cast<int>(matrix.count[n])
+                                            : L;
+    const T* rows[L];
+    for (int lane = 0; lane < L; ++lane) {
+      rows[lane] = matrix.first[n] + (lane < count ? lane : 0) * matrix.step;
+    }
+    for (std::int64_t d = 0; count > 0 && d < depth; d += L) {
+      const int width = depth - d < L ? static_cast<int>(depth - d) : L;
+      V square[L];
+      load_square<V>(rows, count, d, width, square);
+      for (int c = 0; c < width; ++c) sum = V::fma(square[c], V::broadcast(row[d + c]), sum);
+    }
+    sum.store(sums + n * L);
   }
 }
 

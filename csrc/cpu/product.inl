@@ -52,6 +52,19 @@ void store_product(const ProductParams<typename V::Scalar>& p, std::int64_t row,
   }
 }
 
+// The sums of one row with depths `at` .. `at + depth` of the columns of a panel.
+template <class V>
+void dot_columns(const ProductParams<typename V::Scalar>& p, std::int64_t panel, std::int64_t at,
+                 std::int64_t depth, const typename V::Scalar* row, typename V::Scalar* sums) {
+  Unpacked<typename V::Scalar, 4> matrix{.step = p.right_column};
+  for (int n = 0; n < 4; ++n) {
+    const std::int64_t column = (panel * 4 + n) * V::kLanes;
+    matrix.first[n] = p.right + (column < p.columns ? column : 0) * p.right_column + at;
+    matrix.count[n] = p.columns - column;
+  }
+  dot_unpacked<V, 4>(matrix, row, depth, sums);
+}
+
 template <class V>
 void product(const ProductParams<typename V::Scalar>& p, const ProductPart& part) noexcept {
   using T = typename V::Scalar;
@@ -59,9 +72,10 @@ void product(const ProductParams<typename V::Scalar>& p, const ProductPart& part
   constexpr int kMost = kPanelRows<V, 4>;
   alignas(64) T sums[kMost * kColumns];
   const T* rows[kMost];
-  const T* panel = p.packed + part.panel * p.depth * kColumns;
   std::int64_t at = 0;
   do {
+    const T* panel =
+        p.packed == nullptr ? nullptr : p.packed + (part.panel * p.depth + at) * kColumns;
     const std::int64_t depth = p.depth - at < kDepth ? p.depth - at : kDepth;
     for (std::int64_t row = part.first_row; row < part.end_row;) {
       const std::int64_t left = part.end_row - row;
@@ -70,10 +84,12 @@ void product(const ProductParams<typename V::Scalar>& p, const ProductPart& part
       for (int i = 0; i < count; ++i) {
         rows[i] = p.left + (row + i) * p.left_row + at * p.left_depth;
       }
-      if (p.left_depth == 1) {
-        dot_some<V, 4, false>(panel + at * kColumns, rows, count, depth, 1, sums);
+      if (p.packed == nullptr) {
+        dot_columns<V>(p, part.panel, at, depth, rows[0], sums);
+      } else if (p.left_depth == 1) {
+        dot_some<V, 4, false>(panel, rows, count, depth, 1, sums);
       } else {
-        dot_some<V, 4, true>(panel + at * kColumns, rows, count, depth, p.left_depth, sums);
+        dot_some<V, 4, true>(panel, rows, count, depth, p.left_depth, sums);
       }
       for (int i = 0; i < count; ++i) {
         store_product<V>(p, row + i, part.panel * kColumns, at == 0, sums + i * kColumns);

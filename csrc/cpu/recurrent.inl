@@ -105,6 +105,7 @@ void pack_transposed(const typename V::Scalar* weight, std::int64_t depth, std::
 template <class V, int N>
 void pack_gates(const RecurrentParams<typename V::Scalar>& p, Panels panels) {
   const std::int64_t size = p.size;
+  if (p.packed == nullptr) return;
   for (std::int64_t i = panels.first; i < panels.end; ++i) {
     const std::int64_t unit = i * V::kLanes;
     for (int n = 0; n < N; ++n) {
@@ -112,6 +113,29 @@ void pack_gates(const RecurrentParams<typename V::Scalar>& p, Panels panels) {
                       p.packed + (i * size * N + n) * V::kLanes);
     }
   }
+}
+
+// multiply() with a panel of N gates, which is not packed for a single step.
+template <class V, int N, class Row, class Finish>
+void multiply_gates(const RecurrentParams<typename V::Scalar>& p, std::int64_t t,
+                    std::int64_t panel, Row&& row, Finish&& finish) {
+  using T = typename V::Scalar;
+  const std::int64_t size = p.size;
+  if (p.packed != nullptr) {
+    multiply<V, N>(p, t, p.packed + panel * size * N * V::kLanes, size, row, finish);
+    return;
+  }
+  const std::int64_t unit = panel * V::kLanes;
+  Unpacked<T, N> matrix{.step = size};
+  for (int n = 0; n < N; ++n) {
+    matrix.first[n] = p.weight + (n * size + unit) * size;
+    matrix.count[n] = size - unit;
+  }
+  alignas(64) T sums[N * V::kLanes];
+  for_each_entry(p, t, [&](std::int64_t b) {
+    dot_unpacked<V, N>(matrix, row(b), size, sums);
+    finish(b, sums);
+  });
 }
 
 // Calls body(unit, left, n) for the registers of panel i of four that hold units.

@@ -2,6 +2,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+
 #include "core/isa.h"
 #include "python/arrays.h"
 #include "python/register.h"
@@ -116,10 +118,9 @@ class Call {
   std::vector<std::int64_t> lengths_;
 };
 
-template <class T>
-void check_writeable(const Call<T>&, const py::array& gates, std::string_view function) {
-  if (!gates.writeable()) {
-    throw py::value_error(Argument{function, "gates"}.text() + " must be writeable");
+void check_writeable(const Given& given) {
+  if (!given.gates.writeable()) {
+    throw py::value_error(Argument{given.function, "gates"}.text() + " must be writeable");
   }
 }
 
@@ -137,7 +138,7 @@ py::tuple gru(const py::object& gates, const py::object& weight, const py::objec
   const Given given{"gru", 3, as_array(gates, {"gru", "gates"}), weight, h0, lengths, reverse};
   return with_gates(given, [&]<class T>() {
     Call<T> call(given);
-    check_writeable(call, given.gates, "gru");
+    check_writeable(given);
     RecurrentParams<T>& params = call.params;
     params.reset_after = reset_after;
     params.keep = keep;
@@ -163,7 +164,7 @@ py::tuple lstm(const py::object& gates, const py::object& weight, const py::obje
   const Given given{"lstm", 4, as_array(gates, {"lstm", "gates"}), weight, h0, lengths, reverse};
   return with_gates(given, [&]<class T>() {
     Call<T> call(given);
-    check_writeable(call, given.gates, "lstm");
+    check_writeable(given);
     RecurrentParams<T>& params = call.params;
     params.keep = keep;
     T* last = nullptr;
