@@ -101,10 +101,10 @@ struct Problem {
   void forward() {
     poison_padding();
     const auto& kernel = kernels_of<T>(kernels());
-    RecurrentParams<T> given = params();
-    given.grad_gates = nullptr;
-    run_recurrent<T>(given, is_lstm ? kernel.lstm : kernel.gru, count());
-    finish_recurrent<T>(given, last.data());
+    RecurrentParams<T> call = params();
+    call.grad_gates = nullptr;
+    run_recurrent<T>(call, is_lstm ? kernel.lstm : kernel.gru, count());
+    finish_recurrent<T>(call, last.data());
   }
 
   void run() {
