@@ -20,6 +20,7 @@ from pyattn.attention.local import LOCAL
 from pyattn.attention.sdpa import scaled_dot_product_attention
 from pyattn.dtypes import compute_dtype
 from pyattn.ops import arange_like, astype, expand_dims, linear, matmul, sigmoid, take, tanh
+from pyattn.ops.linalg import product
 from pyattn.tensor import REGISTRY, Array, Dim, Tensor, Value, apply, spec_of
 
 AUX = ("weights", "lse", "max", "entropy")
@@ -302,7 +303,7 @@ def _centres(query: Value, key: Value, kv_lengths: Value | None, weight: Any, v:
 
 def _array_centres(query: Any, key: Any, kv_lengths: Any, weight: Any, v: Any) -> Array:
     """Return `_centres` of arrays of one dtype: the same steps, in less memory."""
-    hidden = query.reshape(-1, query.shape[2]) @ weight.T
+    hidden = product(query.reshape(-1, query.shape[2]), weight.T)
     np.tanh(hidden, out=hidden)
     by_row = hidden.reshape(*query.shape[:2], len(weight))
     share = REGISTRY["sigmoid"].eval(np.matmul(by_row, v[:, None])[..., 0])

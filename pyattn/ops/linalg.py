@@ -1,11 +1,13 @@
-"""Matrix products. NumPy's BLAS computes them; no kernel of ours would be faster."""
+"""Matrix products: those of layers by the core, the others by NumPy's BLAS."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from pyattn import _core
 from pyattn.ops._rules import broadcast, join, require_float, standard, unbroadcast
 from pyattn.tensor import Array, Node, Op, Spec, Value, apply
 
@@ -38,11 +40,37 @@ def matmul(x: Value, y: Value) -> Any:
     return apply(_MATMUL, x, y)
 
 
+# Below these the core packs for longer than it multiplies.
+_FEWEST_ROWS, _FEWEST_COLUMNS = 16, 32
+
+
+def product(x: Array, y: Array, bias: Array | None = None) -> Array:
+    """Return ``x y + bias`` for matrices of one dtype, float32 or float64.
+
+    Where it is worth packing ``y``, by the core's kernel: faster than OpenBLAS, whose threads would
+    also wait for the same processors as ours.
+    """
+    if len(x) < _FEWEST_ROWS or y.shape[1] < _FEWEST_COLUMNS:
+        result: Array = x @ y
+        if bias is not None:
+            result += bias
+        return result
+    return _core.product(_with_unit_stride(x), _with_unit_stride(y), bias)
+
+
+def _with_unit_stride(x: Array) -> Array:
+    return x if x.itemsize in x.strides else np.ascontiguousarray(x)
+
+
+def _flat(x: Array) -> Array:
+    """Return ``(..., n)`` as a matrix of n columns."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def _linear_eval(x: Array, weight: Array, bias: Array | None) -> Array:
-    # One flat product: NumPy would otherwise run a small one per leading index.
-    rows = x.reshape(-1, x.shape[-1]) @ weight.T
-    if bias is not None:
-        rows += bias
+    if bias is not None and not bias.flags.c_contiguous:
+        bias = np.ascontiguousarray(bias)
+    rows = product(_flat(x), weight.T, bias)
     return rows.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -60,10 +88,10 @@ def _linear_vjp(
     _: Node, g: tuple[Array], inputs: tuple[Array, Array, Array | None], __: tuple[Array]
 ) -> tuple[Array, Array, Array | None]:
     x, weight, bias = inputs
-    rows = g[0].reshape(-1, weight.shape[0])
+    rows = _flat(g[0])
     return (
-        (rows @ weight).reshape(x.shape),
-        rows.T @ x.reshape(-1, weight.shape[1]),
+        product(rows, weight).reshape(x.shape),
+        product(rows.T, _flat(x)),
         None if bias is None else rows.sum(axis=0),
     )
 
