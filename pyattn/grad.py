@@ -136,11 +136,16 @@ def _detached(value: Any) -> Any:
 
 
 def _owned(gradients: Iterable[Array]) -> Iterator[Array]:
-    """Copy what is a view, or the same array twice: callers may change a gradient in place."""
+    """Copy what shares its memory with another array: callers may change a gradient in place."""
     seen: set[int] = set()
     for gradient in gradients:
-        alone = gradient.flags.owndata and gradient.flags.writeable and id(gradient) not in seen
-        seen.add(id(gradient))
+        owner = gradient
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        # All of an array in another shape is as good as the array itself.
+        whole = owner.flags.owndata and gradient.flags.writeable and gradient.size == owner.size
+        alone = whole and id(owner) not in seen
+        seen.add(id(owner))
         yield gradient if alone else gradient.copy()
 
 

@@ -212,3 +212,19 @@ def test_training_fits_a_small_model(rng: Any) -> None:
             {name: p - np.float32(0.3) * gradient[name] for name, p in layer.parameters().items()}
         )
     assert value < first / 5
+
+
+def test_gradients_share_no_memory(rng: Any) -> None:
+    """Callers may change them in place, whatever shape they went through on the way."""
+    x, y, z, w = (rng.standard_normal(s) for s in ((2, 6), (3, 4), (2, 3), (2, 6)))
+
+    def loss(x: Any, y: Any, z: Any, w: Any) -> Any:
+        wide = ops.concat([z, ops.reshape(ops.transpose(z, (1, 0)), (2, 3))], 1)
+        return ops.sum((x + ops.reshape(y, (2, 6)) + wide) * w)
+
+    given = (x, y, z, w)
+    found = pa.grad(loss, (0, 1, 2, 3))(*given)
+    for i, gradient in enumerate(found):
+        assert gradient.flags.writeable
+        for other in (*found[:i], *found[i + 1 :], *given):
+            assert not np.shares_memory(gradient, other)
