@@ -1,7 +1,6 @@
 // Matrix products on every instruction set, against plain loops in double.
 #include <cmath>
 #include <cstdint>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -9,18 +8,12 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "core/product.h"
+#include "sample.h"
 
 namespace pyattn {
 namespace {
 
-template <class T>
-std::vector<T> sample(std::int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> data(static_cast<std::size_t>(count));
-  for (T& x : data) x = static_cast<T>(normal(random));
-  return data;
-}
+using testing::sample;
 
 // left (M, K) and right (K, N) in either order in memory.
 template <class T>

@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -11,20 +10,14 @@
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "core/recurrent.h"
+#include "sample.h"
 
 namespace pyattn {
 namespace {
 
-using Numbers = std::vector<double>;
+using testing::sample;
 
-template <class T>
-std::vector<T> sample(std::int64_t count, unsigned seed, double scale = 1) {
-  std::mt19937 random(seed);
-  std::normal_distribution<double> normal(0, scale);
-  std::vector<T> data(static_cast<std::size_t>(count));
-  for (T& x : data) x = static_cast<T>(normal(random));
-  return data;
-}
+using Numbers = std::vector<double>;
 
 template <class T>
 std::vector<T> poisoned(std::int64_t count) {

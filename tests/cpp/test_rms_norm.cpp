@@ -2,27 +2,20 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "check.h"
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "core/rowwise.h"
+#include "sample.h"
 
 namespace pyattn {
 namespace {
 
-constexpr double kEpsilon = 1e-3;
+using testing::sample;
 
-template <class T>
-std::vector<T> sample(std::int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> data(static_cast<std::size_t>(count));
-  for (T& x : data) x = static_cast<T>(normal(random));
-  return data;
-}
+constexpr double kEpsilon = 1e-3;
 
 template <class T>
 StridedArray<T> dense(const std::vector<T>& data, std::vector<std::int64_t> shape) {

@@ -3,27 +3,20 @@
 #include <complex>
 #include <cstdint>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "check.h"
 #include "core/isa.h"
 #include "core/parallel.h"
 #include "core/rotary.h"
+#include "sample.h"
 
 namespace pyattn {
 namespace {
 
-constexpr std::int64_t kPositions = 9;
+using testing::sample;
 
-template <class T>
-std::vector<T> sample(std::int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> data(static_cast<std::size_t>(count));
-  for (T& x : data) x = static_cast<T>(normal(random));
-  return data;
-}
+constexpr std::int64_t kPositions = 9;
 
 // (B, T, H, D) in memory, so that the heads are strided; with `gap`, so are the numbers of a head.
 template <class T>
