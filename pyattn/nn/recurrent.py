@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyattn.nn.module import Module, uniform
-from pyattn.ops import concat, expand_dims, getitem, gru, gru_cell, lstm, lstm_cell
+from pyattn.ops import concat, getitem, gru, gru_cell, lstm, lstm_cell, stack
 from pyattn.tensor import Value, rank_of
 
 # PyTorch's names, and those of the arguments of our functions.
@@ -84,11 +84,7 @@ class _Layers(_Weights):
                 outputs.append(output)
                 lasts.append(last)
             x = concat(outputs, -1) if len(outputs) > 1 else outputs[0]
-        return x, [_stack(states) for states in zip(*lasts, strict=True)]
-
-
-def _stack(states: Any) -> Any:
-    return concat([expand_dims(state, 0) for state in states], 0)
+        return x, [stack(states, 0) for states in zip(*lasts, strict=True)]
 
 
 class GRUCell(_Weights):
