@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from benchmarks import peers
 from benchmarks.harness import Prepared, Run, UnavailableError
 from tests.naive import naive_additive
+from tests.reference_sdpa import sdpa
+from tests.reference_sdpa_grad import sdpa_gradients
 
 Array = NDArray[Any]
 TOLERANCE = 1e-5
@@ -75,30 +77,19 @@ def joined(arrays: Any) -> Array:
 
 
 def exact(shape: Shape) -> Array:
-    """The float64 answer, one batch entry at a time."""
-    query, key, value, v = (array.astype(np.float64) for array in inputs(shape))
-    parts = [
-        naive_additive(query[b : b + 1], key[b : b + 1], value[b : b + 1], v).out
-        for b in range(shape.batch)
-    ]
-    return np.concatenate(parts)
+    """The float64 answer."""
+    query, key, value, v = inputs(shape)
+    return sdpa(query[:, None], key[:, None], value[:, None], v=v[None]).out[:, 0]
 
 
 def exact_gradients(shape: Shape) -> Array:
-    """Output and gradients of query, key, value and v in float64, one batch entry at a time."""
-    *entries, v = (array.astype(np.float64) for array in inputs(shape))
-    given, d_v, parts = cotangent(shape).astype(np.float64), np.zeros_like(v), []
-    for query, key, value, g in zip(*entries, given, strict=True):
-        t = np.tanh(query[:, None] + key)
-        scores = t @ v
-        p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        p /= p.sum(axis=-1, keepdims=True)
-        d_p = g @ value.T
-        d_scores = p * (d_p - (p * d_p).sum(axis=-1, keepdims=True))
-        d_v += np.tensordot(d_scores, t, 2)
-        inner = d_scores[..., None] * (v * (1 - t**2))
-        parts.append((p @ value, inner.sum(axis=1), inner.sum(axis=0), p.T @ g))
-    return joined([*map(np.stack, zip(*parts, strict=True)), d_v])
+    """Output and gradients of query, key, value and v in float64."""
+    query, key, value, v = inputs(shape)
+    found = sdpa_gradients(
+        query[:, None], key[:, None], value[:, None],
+        v=v[None], out_cotangent=cotangent(shape)[:, None],
+    )  # fmt: skip
+    return joined([exact(shape), *(found[name] for name in ("query", "key", "value", "v"))])
 
 
 def pyattn(shape: Shape, threads: int) -> Run:
