@@ -12,9 +12,6 @@ import pytest
 
 import pyattn as pa
 
-pytest.importorskip("num2words")  # the extra "examples", which "dev" includes
-pytest.importorskip("matplotlib")
-
 FOLDER = Path(__file__).parent.parent / "examples" / "number_translation"
 
 
