@@ -8,6 +8,7 @@ functions record what they do when given a :class:`Tensor`, which is how models 
 """
 
 from pyattn import models, nn, ops, optim, ort, runtime
+from pyattn.accelerate import Accelerated, accelerate
 from pyattn.attention import (
     additive_attention,
     attention_weights,
@@ -24,10 +25,12 @@ from pyattn.tensor import Tensor, TraceError
 __version__: str = runtime.build_info()["version"]
 
 __all__ = [
+    "Accelerated",
     "Input",
     "Tensor",
     "TraceError",
     "VerificationError",
+    "accelerate",
     "additive_attention",
     "attention_weights",
     "check_grad",

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 
 def session(
-    model: onnx.ModelProto | bytes | str | os.PathLike[str], *, threads: int | None = None
+    model: onnx.ModelProto | bytes | str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """Return a CPU session for a model in memory or in a file.
 
     ``threads`` defaults to :func:`pyattn.runtime.threads`, which heeds the affinity mask and the
     container's limit; ONNX Runtime by itself heeds neither. The memory arena grows by what is
-    asked for, because sequence lengths differ from call to call.
+    asked for, because sequence lengths differ from call to call. ``folder`` is where the files with
+    the weights of a model in memory lie, if it has such.
     """
     needs("onnxruntime", "onnx")
     import onnxruntime
@@ -29,6 +33,9 @@ def session(
     options.intra_op_num_threads = threads or runtime.threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if folder:
+        key = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(key, str(folder))
     source: Any = model
     if not isinstance(model, (bytes, str, os.PathLike)):
         source = model.SerializeToString()

@@ -1,0 +1,7 @@
+"""Finds attention in ONNX graphs and replaces it; imported by :func:`pyattn.accelerate` only.
+
+``facts`` tells what is known of a value before the graph runs; ``scores`` reads what stands between
+the product of queries and keys and the softmax; ``decomposed`` and ``operators`` find attention that
+is written out and attention that is one operator; ``writer`` writes calls of pyattn's functions;
+``verify`` runs two models and compares them.
+"""

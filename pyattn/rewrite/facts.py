@@ -1,0 +1,321 @@
+"""What is known of the values of a graph before it runs: types, sizes, constants."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from pyattn.tensor import Array
+
+Size = int | str | None  # a number, the name of a dynamic size, or nothing known
+LARGEST = 2**22  # elements of a constant that is looked at: a mask may be, a weight is not
+MADE_UP = "unk__"  # what ONNX's inference calls a size that it has no name for, before a number
+ROUNDS = 3  # of inference; each may find sizes that the next one needs
+
+_ELEMENTWISE: dict[str, Any] = {
+    "Identity": lambda x: x,
+    "Neg": np.negative,
+    "Sqrt": np.sqrt,
+    "Reciprocal": np.reciprocal,
+    "Mul": np.multiply,
+    "Pow": np.power,
+    "Div": np.divide,
+}
+_SAME_ELEMENTS = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten")
+
+
+class Unmatched(Exception):  # noqa: N818 -- a finding, not a failure
+    """Why something that looks like attention stays as it is."""
+
+
+def with_sizes(proto: onnx.ModelProto, folder: str) -> ir.Model:
+    """Return the model with every type and size that can be told.
+
+    ONNX's own inference, and between its rounds the sizes that follow from a ``-1`` in a reshape:
+    the number of heads is often written so.
+    """
+    model = _read(_inferred(proto), folder)
+    for _ in range(ROUNDS):
+        if not _solve_reshapes(model):
+            break
+        model = _read(_inferred(ir.to_proto(model)), folder)
+    return model
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+
+
+def _read(proto: onnx.ModelProto, folder: str) -> ir.Model:
+    model = ir.from_proto(proto)
+    for graph in model.graphs():
+        ir.external_data.set_base_dir(graph, folder)
+    return model
+
+
+def dims(value: ir.Value | None) -> list[Size] | None:
+    """Return the sizes of a value, or None where not even their number is known."""
+    if value is None or value.shape is None:
+        return None
+    return [size if isinstance(size, int) else size.value for size in value.shape]
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """Return the number of axes."""
+    known = dims(value)
+    return None if known is None else len(known)
+
+
+def same(one: list[Size] | None, other: list[Size] | None) -> bool:
+    """Tell whether two lists of sizes are certainly equal."""
+    return one is not None and one == other and None not in one
+
+
+def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """Return the standard node that makes a value, if it is one of ``op_types`` (or any)."""
+    node = None if value is None else value.producer()
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return None
+    return node if not op_types or node.op_type in op_types else None
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """Return the value of an attribute."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """Return the array of a value that is the same in every run, if it can be told."""
+    if value is None:
+        return None
+    if value.is_initializer():
+        # One that is an input too may be given another value.
+        large = value.const_value is not None and value.const_value.size > LARGEST
+        return None if value.is_graph_input() or large else _array(value.const_value)
+    node = producer(value)
+    if node is None:
+        return None
+    if node.op_type == "Constant":
+        return _array(ir.convenience.get_const_tensor(value))
+    if node.op_type == "ConstantOfShape":
+        return _filled(node)
+    found = _evaluated(node)
+    if found is None and value.dtype in (ir.DataType.INT64, ir.DataType.INT32):
+        known = sizes(value)
+        if known is not None and all(isinstance(size, int) for size in known):
+            found = np.array(known, np.int64).reshape(() if rank(value) == 0 else (-1,))
+    return found
+
+
+def _array(tensor: Any) -> Array | None:
+    return None if tensor is None else np.asarray(tensor.numpy())
+
+
+def _filled(node: ir.Node) -> Array | None:
+    """Return one element of a constant that has the same everywhere, if its sizes are known."""
+    shape = constant(node.inputs[0])
+    if shape is None or np.prod(shape, initial=1.0) > LARGEST:
+        return None
+    fill = node.attributes.get("value")
+    element = np.zeros(1, np.float32) if fill is None else _array(fill.value)
+    return np.full(shape, element)
+
+
+def _evaluated(node: ir.Node) -> Array | None:
+    """Return what a node makes of constants, for the operations that scales are made with."""
+    if node.op_type not in (*_ELEMENTWISE, *_SAME_ELEMENTS, "Expand"):
+        return None
+    arrays = []
+    for value in node.inputs:
+        array = constant(value)
+        if array is None:
+            return None
+        arrays.append(array)
+    first = arrays[0]
+    if node.op_type == "Cast":
+        return first.astype(ir.DataType(attribute(node, "to")).numpy())
+    if node.op_type in _ELEMENTWISE:
+        result = np.asarray(_ELEMENTWISE[node.op_type](*arrays))
+        return result.astype(first.dtype) if first.dtype.kind == "f" else None
+    if node.op_type == "Expand":
+        return np.broadcast_to(first, np.broadcast_shapes(first.shape, tuple(arrays[1])))
+    known = dims(node.outputs[0])
+    if known is None or not all(isinstance(size, int) for size in known):
+        return None
+    return first.reshape([int(size) for size in known if size is not None])
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """Return the number that a constant holds, in all its elements if it has several."""
+    array = constant(value)
+    if array is None or array.size == 0 or array.dtype.kind not in "fiuV":
+        return None
+    number = float(array.flat[0])
+    return number if array.size == 1 or bool((array == array.flat[0]).all()) else None
+
+
+def is_one_number(value: ir.Value | None) -> bool:
+    """Tell whether a value certainly has one element only, so that it broadcasts anywhere."""
+    known = dims(value)
+    return known is not None and all(size == 1 for size in known)
+
+
+def sizes(value: ir.Value | None) -> list[Size] | None:
+    """Return the elements of a vector (or number) of sizes: numbers, and names of dynamic sizes."""
+    node = producer(value)
+    if value is not None and (node is None or node.op_type == "Constant"):
+        array = constant(value)
+        whole = array is not None and array.dtype.kind == "i" and array.ndim <= 1
+        return [int(x) for x in array.flat] if array is not None and whole else None
+    if node is None:
+        return None
+    if node.op_type == "Shape":
+        known = dims(node.inputs[0])
+        start, end = attribute(node, "start", 0), attribute(node, "end")
+        return None if known is None else known[start:end]
+    if node.op_type in _SAME_ELEMENTS:
+        return sizes(node.inputs[0]) if (rank(value) or 0) <= 1 else None
+    rule = {"Gather": _gathered, "Slice": _sliced, "Concat": _joined, "Where": _chosen}
+    if node.op_type in rule:
+        return rule[node.op_type](node)
+    if node.op_type == "ConstantOfShape" or node.op_type == "Mul":
+        array = _evaluated(node) if node.op_type == "Mul" else _filled(node)
+        if array is None and node.op_type == "Mul":
+            return _multiplied(node)
+        return None if array is None else [int(x) for x in array.flat]
+    return None
+
+
+def _gathered(node: ir.Node) -> list[Size] | None:
+    data, index = sizes(node.inputs[0]), constant(node.inputs[1])
+    if data is None or index is None or index.ndim > 1:
+        return None
+    return [data[int(i)] for i in index.flat if -len(data) <= int(i) < len(data)]
+
+
+def _sliced(node: ir.Node) -> list[Size] | None:
+    data = sizes(node.inputs[0])
+    bounds = [constant(x) for x in node.inputs[1:]]
+    if data is None or len(bounds) < 2 or any(b is None or b.size != 1 for b in bounds):
+        return None
+    start, end, *rest = (int(b.flat[0]) for b in bounds if b is not None)
+    return data[start : end : rest[1] if len(rest) > 1 else 1]
+
+
+def _joined(node: ir.Node) -> list[Size] | None:
+    parts = [sizes(x) for x in node.inputs]
+    return None if any(p is None for p in parts) else [s for p in parts if p is not None for s in p]
+
+
+def _multiplied(node: ir.Node) -> list[Size] | None:
+    one, other = (sizes(x) for x in node.inputs)
+    if one is None or other is None or len({len(one), len(other)} - {1}) > 1:
+        return None
+    pairs = np.broadcast(np.array(one, object), np.array(other, object))
+    return [a * b if isinstance(a, int) and isinstance(b, int) else None for a, b in pairs]
+
+
+def _chosen(node: ir.Node) -> list[Size] | None:
+    """Return what ``Where(sizes == number, a, b)`` is: so PyTorch writes sizes that an Expand keeps."""
+    test = producer(node.inputs[0], "Equal")
+    if test is None:
+        return None
+    found = [sizes(x) for x in (*test.inputs, *node.inputs[1:])]
+    if any(f is None for f in found):
+        return None
+    columns = [np.array(f, object) for f in found]
+    result: list[Size] = []
+    for a, b, yes, no in zip(*np.broadcast_arrays(*columns), strict=True):
+        if isinstance(a, int) and isinstance(b, int):
+            result.append(yes if a == b else no)
+        elif (isinstance(a, str) and isinstance(b, int) and b < 0) or yes == no:
+            result.append(no)  # a size is never negative
+        else:
+            result.append(None)
+    return result
+
+
+def _solve_reshapes(model: ir.Model) -> bool:
+    """Set sizes that ONNX's inference does not find; tell whether there were any."""
+    changed = False
+    for graph in model.graphs():
+        for node in graph:
+            if node.domain or node.op_type not in ("Reshape", "Expand") or len(node.inputs) < 2:
+                continue
+            before, target = dims(node.inputs[0]), sizes(node.inputs[1])
+            if before is None or target is None:
+                continue
+            if node.op_type == "Expand":
+                after = broadcast(before, target)
+            else:
+                after = reshaped(before, target, keep_zero=not attribute(node, "allowzero", 0))
+            changed |= _refine(node.outputs[0], after)
+    return changed
+
+
+def _refine(value: ir.Value, found: list[Size]) -> bool:
+    known = dims(value)
+    if known is not None and len(known) != len(found):
+        return False
+    old = known or [None] * len(found)
+    new = [o if _age(o) <= _age(f) else f for o, f in zip(old, found, strict=True)]
+    if known is not None and new == old:
+        return False
+    value.shape = ir.Shape(new)
+    return True
+
+
+def _age(size: Size) -> float:
+    """Return how well a size is known: numbers, names of the model, names of inference by age."""
+    if size is None:
+        return np.inf
+    made_up = isinstance(size, str) and size.startswith(MADE_UP)
+    return int(str(size).removeprefix(MADE_UP)) if made_up else -isinstance(size, int) - 1
+
+
+def broadcast(one: list[Size], other: list[Size]) -> list[Size]:
+    """Return the sizes to which both broadcast."""
+    count = max(len(one), len(other))
+    fronts = ([1] * (count - len(x)) + x for x in (one, other))
+    return [_wider(a, b) for a, b in zip(*fronts, strict=True)]
+
+
+def _wider(a: Size, b: Size) -> Size:
+    if a == 1:
+        return b
+    if b in (1, a):
+        return a
+    # Of two names, either may turn out to be 1.
+    return a if isinstance(a, int) else b if isinstance(b, int) else None
+
+
+def reshaped(before: list[Size], target: list[Size], *, keep_zero: bool) -> list[Size]:
+    """Return the sizes after a reshape, ``-1`` solved where the other sizes leave one answer."""
+    after: list[Size] = [
+        before[i] if size == 0 and keep_zero and i < len(before) else size
+        for i, size in enumerate(target)
+    ]
+    if after.count(-1) != 1:
+        return after
+    hole = after.index(-1)
+    after[hole] = None
+    rest = after[:hole] + after[hole + 1 :]
+    if None in before or None in rest:
+        return after
+    names = Counter(s for s in before if isinstance(s, str))
+    names.subtract(s for s in rest if isinstance(s, str))
+    left = [name for name, count in names.items() for _ in range(count)]
+    number = int(np.prod([s for s in before if isinstance(s, int)], dtype=np.int64))
+    divisor = int(np.prod([s for s in rest if isinstance(s, int)], dtype=np.int64))
+    if min(names.values(), default=0) < 0 or divisor == 0 or number % divisor:
+        return after
+    if not left:
+        after[hole] = number // divisor
+    elif len(left) == 1 and number == divisor:
+        after[hole] = left[0]
+    return after

@@ -1,0 +1,208 @@
+"""Writes calls of pyattn's functions into a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from pyattn.attention import scaled_dot_product_attention
+from pyattn.onnx_graph import DOMAIN, Graph, Shared
+from pyattn.rewrite.facts import Size, Unmatched
+from pyattn.tensor import Tensor
+
+OLDEST_BODY = 18  # the opset that bodies are written in; all they use is there since 13
+OLDEST_OPSET = 13
+FUNCTIONS_SINCE = 8  # the version of the file format
+
+
+@dataclass
+class Call:
+    """What one attention computes, in the terms of pyattn's function."""
+
+    query: ir.Value  # (B, H, T, D)
+    key: ir.Value  # (B, G, S, D)
+    value: ir.Value  # (B, G, S, E)
+    mask: ir.Value | None = None
+    lengths: ir.Value | None = None
+    starts: ir.Value | None = None
+    heads: Size = None
+    groups: Size = None  # None: as many as heads
+    depth: Size = None
+    scale: float = 1.0
+    softcap: float = 0.0
+    causal: bool | str = False
+    window: tuple[int, int] | None = None
+
+    @property
+    def mask_kind(self) -> str:
+        """How keys are masked, in a word."""
+        if self.mask is None:
+            return "lengths" if self.lengths is not None else "none"
+        return "boolean" if self.mask.dtype == ir.DataType.BOOL else "float"
+
+
+class Writer:
+    """Puts nodes in front of ``anchor``, in the graph where that is."""
+
+    def __init__(self, model: ir.Model, anchor: ir.Node) -> None:
+        graph = anchor.graph
+        if graph is None:
+            raise Unmatched("its node is in no graph")
+        self._model, self._anchor, self._graph = model, anchor, graph
+        self._written: list[ir.Node] = []
+
+    def node(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, domain: str = "", **attributes: Any
+    ) -> Any:
+        """Add a node; return its output, or a tuple of several."""
+        node = ir.node(
+            op_type, inputs, attributes or None, num_outputs=outputs, domain=domain,
+            name=f"pyattn/{self._anchor.name or self._anchor.outputs[0].name}/{op_type}",
+        )  # fmt: skip
+        self._graph.insert_before(self._anchor, node)
+        self._written.append(node)
+        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+
+    def constant(self, array: Any) -> ir.Value:
+        """Return a constant."""
+        made: ir.Value = self.node("Constant", value=ir.tensor(np.asarray(array)))
+        made.dtype, made.shape = ir.DataType.from_numpy(np.asarray(array).dtype), ir.Shape(np.shape(array))
+        return made
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Return the value in another dtype."""
+        if value.dtype == dtype:
+            return value
+        made: ir.Value = self.node("Cast", value, to=int(dtype))
+        made.dtype, made.shape = dtype, value.shape
+        return made
+
+    def reshape(self, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
+        """Return the value in another shape, in ONNX's terms: 0 keeps a size, -1 is what is left."""
+        made: ir.Value = self.node("Reshape", value, self.constant(np.array(sizes, np.int64)))
+        made.dtype = value.dtype
+        return made
+
+    def transpose(self, value: ir.Value, axes: Sequence[int]) -> ir.Value:
+        """Return the value with its axes in another order."""
+        made: ir.Value = self.node("Transpose", value, perm=list(axes))
+        made.dtype = value.dtype
+        return made
+
+    def unsqueeze(self, value: ir.Value, *axes: int) -> ir.Value:
+        """Return the value with axes of size 1 added."""
+        made: ir.Value = self.node("Unsqueeze", value, self.constant(np.array(axes, np.int64)))
+        made.dtype = value.dtype
+        return made
+
+    def heads_first(self, value: ir.Value, heads: int) -> ir.Value:
+        """(B, T, heads * D) to (B, heads, T, D)."""
+        return self.transpose(self.reshape(value, [0, 0, heads, -1]), (0, 2, 1, 3))
+
+    def heads_last(self, value: ir.Value) -> ir.Value:
+        """(B, heads, T, E) to (B, T, heads * E)."""
+        return self.reshape(self.transpose(value, (0, 2, 1, 3)), [0, 0, -1])
+
+    def call(self, call: Call) -> tuple[ir.Value, str]:
+        """Write a call of pyattn's function; return its output, and the function's name."""
+        dtypes = {call.query.dtype, call.key.dtype, call.value.dtype}
+        if len(dtypes) != 1 or None in dtypes:
+            raise Unmatched(f"queries, keys and values have the dtypes {sorted(map(str, dtypes))}")
+        body, node = _traced(call, self._model.opset_imports.get("", 0))
+        self._define(body)
+        names = ("query", "key", "value", "attn_mask", "kv_lengths", "query_start")
+        values = (call.query, call.key, call.value, call.mask, call.lengths, call.starts)
+        given = dict(zip(names, values, strict=True))
+        inputs = [given[name] if name else None for name in node.input]
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        attributes = {
+            name: ir.serde.deserialize_tensor(value) if isinstance(value, onnx.TensorProto) else value
+            for name, value in attributes.items()
+        }
+        output: ir.Value = self.node(node.op_type, *inputs, domain=DOMAIN, **attributes)
+        output.dtype = call.value.dtype
+        return output, node.op_type
+
+    def _define(self, body: onnx.FunctionProto) -> None:
+        """Add the function to the model, if it is not there."""
+        function = ir.from_proto(body)
+        there = self._model.functions.get(function.identifier())
+        if there is None:
+            self._model.functions[function.identifier()] = function
+            self._model.opset_imports[DOMAIN] = 1
+            self._model.ir_version = max(self._model.ir_version, FUNCTIONS_SINCE)
+        elif ir.to_proto(there) != ir.to_proto(function):
+            raise Unmatched(f"the model has another function {DOMAIN}::{body.name}")
+
+    def sweep(self) -> None:
+        """Remove what was written and is read by nobody."""
+        for node in reversed(self._written):
+            remove_unused(node)
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let ``new`` be read in the place of ``old``, under the name of ``old``."""
+        name, made = old.name, old.producer()
+        new.shape, new.dtype = old.shape, new.dtype or old.dtype
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        old.name, new.name = f"{name}/replaced", name
+        if made is not None:
+            remove_unused(made)
+
+
+def remove_unused(node: ir.Node) -> None:
+    """Remove a node that nobody reads any more, and then what it alone read."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node.graph is None or any(x.uses() or x.is_graph_output() for x in node.outputs):
+            continue
+        inputs = {value for value in node.inputs if value is not None}
+        node.graph.remove(node, safe=True)
+        for value in inputs:
+            made = value.producer()
+            if made is not None:
+                waiting.append(made)
+            elif value.is_initializer() and not (
+                value.uses() or value.is_graph_input() or value.is_graph_output()
+            ):
+                value.graph.initializers.pop(value.name)
+
+
+def _traced(call: Call, opset: int) -> tuple[onnx.FunctionProto, onnx.NodeProto]:
+    """Return the function that an export of this call writes, and the node that calls it."""
+    dtype = call.query.dtype.numpy()
+    heads: Any = call.heads if isinstance(call.heads, int) else 1
+    groups: Any = call.groups if isinstance(call.groups, int) else heads
+    known: dict[str, Any] = {
+        "query": Tensor.symbolic(("batch", heads, "rows", "depth"), dtype),
+        "key": Tensor.symbolic(("batch", groups, "keys", "depth"), dtype),
+        "value": Tensor.symbolic(("batch", groups, "keys", "width"), dtype),
+    }
+    if call.mask is not None:
+        of_mask = np.dtype(np.bool_) if call.mask.dtype == ir.DataType.BOOL else dtype
+        known["attn_mask"] = Tensor.symbolic(("batch", heads, "rows", "keys"), of_mask)
+    for name, value in (("kv_lengths", call.lengths), ("query_start", call.starts)):
+        if value is not None:
+            known[name] = Tensor.symbolic(("batch",), np.dtype(np.int64))
+    shared = Shared(max(opset, OLDEST_BODY), {}, attention_outputs=False)
+    graph = Graph(shared, taken=list(known))
+    for name, tensor in known.items():
+        graph.bind(tensor, name)
+    options: Any = {"scale": call.scale, "softcap": call.softcap, "window": call.window}
+    graph.add([scaled_dot_product_attention(**known, is_causal=call.causal, **options)])
+    (body,) = (shared.functions or {}).values()
+    for used in body.opset_import:
+        used.version = min(used.version, opset)
+    return body, graph.nodes[-1]
+
+
+def require_opset(model: ir.Model) -> None:
+    """Raise Unmatched for a model whose operators the bodies cannot be written in."""
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        raise Unmatched(f"the model is of opset {opset}; from {OLDEST_OPSET} on it could be replaced")
