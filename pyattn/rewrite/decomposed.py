@@ -11,7 +11,7 @@ import onnx_ir as ir
 from pyattn.rewrite import facts, scores
 from pyattn.rewrite.facts import Unmatched
 from pyattn.rewrite.scores import Bias, Scores, is_wanted_elsewhere
-from pyattn.rewrite.writer import Call, Writer
+from pyattn.rewrite.writer import Call, Draft, Writer
 
 KIND = "MatMul, Softmax, MatMul"
 LAST_TWO_SWAPPED = (0, 1, 3, 2)
@@ -184,6 +184,23 @@ def _transposed_input(value: ir.Value) -> tuple[ir.Value | None, tuple[int, ...]
     if facts.same(before, before) and after == swapped and flat[1:] == before[2:]:
         return inner.inputs[0], LAST_TWO_SWAPPED
     return None, ()
+
+
+def replace_shapes(draft: Draft, found: Found) -> None:
+    """Let the shape of the scores be made of those of queries and keys."""
+    query, key = (scalars_off(x)[0] for x in found.scores.product.inputs)
+    axis = (facts.rank(key) or 0) - 1
+    inner, step = _transposed_input(key)
+    while inner is not None:
+        key, axis = scalars_off(inner)[0], step[axis]
+        inner, step = _transposed_input(key)
+    for node in found.scores.shapes:
+        writer = Writer(draft, node)
+        end = (facts.rank(query) or 0) - 1
+        start, stop = facts.attribute(node, "start", 0), facts.attribute(node, "end")
+        axes = range(end + 1)[start:stop]
+        sizes = [writer.size(query, i) if i < end else writer.size(key, axis) for i in axes]
+        writer.replace(node.outputs[0], writer.node("Concat", *sizes, axis=0))
 
 
 def unrepeated(value: ir.Value) -> tuple[ir.Value, int | None]:

@@ -11,12 +11,16 @@ from pyattn.accelerate import Left, Matched
 from pyattn.onnx_graph import DOMAIN
 from pyattn.rewrite import decomposed, facts, operators
 from pyattn.rewrite.facts import Unmatched
-from pyattn.rewrite.writer import OLDEST_OPSET, Call, Writer
+from pyattn.rewrite.writer import OLDEST_OPSET, Call, Draft, Writer
+
+
+FUNCTIONS_SINCE = 8  # the version of the file format that has functions
 
 
 def rewrite(proto: onnx.ModelProto, folder: str) -> tuple[onnx.ModelProto, list[Matched], list[Left]]:
     """Return the model with pyattn's functions, and what was replaced and what was not."""
     model = facts.with_sizes(proto, folder)
+    draft = Draft(model, {f.name: f for f in proto.functions if f.domain == DOMAIN})
     matched: list[Matched] = []
     left = [_in_function(f, node) for f in model.functions.values() for node in f.all_nodes() if _looks(f, node)]
     for graph in list(model.graphs()):
@@ -24,15 +28,28 @@ def rewrite(proto: onnx.ModelProto, folder: str) -> tuple[onnx.ModelProto, list[
             if node.graph is None:  # replaced by now
                 continue
             if node.domain == "" and node.op_type == "Softmax":
-                _attempt(model, node, _softmax, matched, left)
+                _attempt(draft, node, _softmax, matched, left)
             elif operators.is_attention(node):
-                _attempt(model, node, _operator, matched, left)
+                _attempt(draft, node, _operator, matched, left)
     if not matched:
         return proto, [], left
     result = ir.to_proto(model)
     _restore(proto.graph, result.graph)
+    _add_functions(proto, draft.functions, result)
     onnx.checker.check_model(result)
     return result, matched, left
+
+
+def _add_functions(
+    before: onnx.ModelProto, functions: dict[str, onnx.FunctionProto], after: onnx.ModelProto
+) -> None:
+    """Give a model its functions: those it came with, to the byte, and pyattn's."""
+    others = [f for f in before.functions if f.domain != DOMAIN]
+    del after.functions[:]
+    after.functions.extend([*others, *functions.values()])
+    if DOMAIN not in {opset.domain for opset in after.opset_import}:
+        after.opset_import.add(domain=DOMAIN, version=1)
+    after.ir_version = max(after.ir_version, FUNCTIONS_SINCE)
 
 
 def _restore(before: onnx.GraphProto, after: onnx.GraphProto) -> None:
@@ -40,11 +57,17 @@ def _restore(before: onnx.GraphProto, after: onnx.GraphProto) -> None:
 
     Told the shapes between nodes, ONNX Runtime fuses other nodes than without, and may be slower.
     """
-    there = {name for node in after.node for name in node.output} | {x.name for x in after.initializer}
-    for field in ("input", "output", "value_info"):
-        kept = [x for x in getattr(before, field) if field != "value_info" or x.name in there]
+    weights = {tensor.name for tensor in after.initializer}
+    there = weights | {name for node in after.node for name in node.output}
+    kept = {
+        "input": before.input,
+        "output": before.output,
+        "initializer": [x for x in before.initializer if x.name in weights],
+        "value_info": [x for x in before.value_info if x.name in there],
+    }
+    for field, values in kept.items():
         del getattr(after, field)[:]
-        getattr(after, field).extend(kept)
+        getattr(after, field).extend(values)
     bodies = dict(_bodies(before))
     for key, body in _bodies(after):
         _restore(bodies[key], body)
@@ -81,50 +104,48 @@ def _kind(node: ir.Node) -> str:
 
 
 def _attempt(
-    model: ir.Model,
+    draft: Draft,
     node: ir.Node,
-    rule: Callable[[ir.Model, ir.Node], tuple[Call, str] | None],
+    rule: Callable[[Draft, ir.Node], tuple[Call, str]],
     matched: list[Matched],
     left: list[Left],
 ) -> None:
     """Replace one attention, or say why not."""
     name, kind = _name(node), _kind(node)
     try:
-        opset = model.opset_imports.get("", 0)
-        if opset < OLDEST_OPSET:
-            raise Unmatched(f"the model is of opset {opset}; pyattn's functions need {OLDEST_OPSET}")
-        found = rule(model, node)
+        if draft.opset < OLDEST_OPSET:
+            raise Unmatched(f"the model is of opset {draft.opset}; pyattn needs {OLDEST_OPSET}")
+        call, function = rule(draft, node)
     except Unmatched as reason:
         if node.op_type != "Softmax" or decomposed.looks_like_attention(node):
             left.append(Left(name, kind, str(reason)))
         return
-    if found is not None:
-        call, function = found
-        matched.append(
-            Matched(
-                name, kind, function,
-                heads=call.heads if isinstance(call.heads, int) else None,
-                key_heads=call.groups if isinstance(call.groups, int) else None,
-                head_size=call.depth if isinstance(call.depth, int) else None,
-                mask=call.mask_kind, causal=bool(call.causal), scale=call.scale,
-            )
-        )  # fmt: skip
+    matched.append(
+        Matched(
+            name, kind, function,
+            heads=call.heads if isinstance(call.heads, int) else None,
+            key_heads=call.groups if isinstance(call.groups, int) else None,
+            head_size=call.depth if isinstance(call.depth, int) else None,
+            mask=call.mask_kind, causal=bool(call.causal), scale=call.scale,
+        )
+    )  # fmt: skip
 
 
-def _softmax(model: ir.Model, node: ir.Node) -> tuple[Call, str]:
+def _softmax(draft: Draft, node: ir.Node) -> tuple[Call, str]:
     found = decomposed.find(node)
-    writer = Writer(model, found.last)
+    writer = Writer(draft, found.last)
     try:
         call, old = decomposed.rewrite(found, writer)
         output, function = writer.call(call)
+        decomposed.replace_shapes(draft, found)
         writer.replace(old, decomposed.flat_again(output, found, writer))
     finally:
         writer.sweep()
     return call, function
 
 
-def _operator(model: ir.Model, node: ir.Node) -> tuple[Call, str]:
-    writer = Writer(model, node)
+def _operator(draft: Draft, node: ir.Node) -> tuple[Call, str]:
+    writer = Writer(draft, node)
     try:
         found = operators.rewrite(node, writer)
         output, function = writer.call(found.call)

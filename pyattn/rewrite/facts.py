@@ -12,9 +12,9 @@ import onnx_ir as ir
 from pyattn.tensor import Array
 
 Size = int | str | None  # a number, the name of a dynamic size, or nothing known
-LARGEST = 2**22  # elements of a constant that is looked at: a mask may be, a weight is not
+LARGEST = 2**20  # elements of a constant that is looked at: a mask may be, a weight is not
 MADE_UP = "unk__"  # what ONNX's inference calls a size that it has no name for, before a number
-ROUNDS = 3  # of inference; each may find sizes that the next one needs
+ROUNDS = 8  # of inference at most; each may find sizes that the next one needs
 
 _ELEMENTWISE: dict[str, Any] = {
     "Identity": lambda x: x,
@@ -36,14 +36,37 @@ def with_sizes(proto: onnx.ModelProto, folder: str) -> ir.Model:
     """Return the model with every type and size that can be told.
 
     ONNX's own inference, and between its rounds the sizes that follow from a ``-1`` in a reshape:
-    the number of heads is often written so.
+    the number of heads is often written so. Large weights are not in it.
     """
-    model = _read(_inferred(proto), folder)
+    model = _read(_inferred(_without_weights(proto)), folder)
     for _ in range(ROUNDS):
         if not _solve_reshapes(model):
             break
         model = _read(_inferred(ir.to_proto(model)), folder)
     return model
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which large initializers have a type and a shape only."""
+    light, graph = onnx.ModelProto(), onnx.GraphProto()
+    for part, whole in ((light, proto), (graph, proto.graph)):
+        for described, value in whole.ListFields():
+            if described.name in ("graph", "initializer"):
+                continue
+            if isinstance(value, (int, float, str, bytes)):
+                setattr(part, described.name, value)
+            else:
+                getattr(part, described.name).MergeFrom(value)
+    for tensor in proto.graph.initializer:
+        if np.prod(tensor.dims, dtype=np.float64) <= LARGEST:
+            graph.initializer.append(tensor)
+        else:
+            kept = graph.initializer.add(
+                name=tensor.name, dims=tensor.dims, data_type=tensor.data_type, data_location=1
+            )
+            kept.external_data.add(key="location", value="weights that are not looked at")
+    light.graph.CopyFrom(graph)
+    return light
 
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -153,7 +176,7 @@ def _evaluated(node: ir.Node) -> Array | None:
 def scalar(value: ir.Value | None) -> float | None:
     """Return the number that a constant holds, in all its elements if it has several."""
     array = constant(value)
-    if array is None or array.size == 0 or array.dtype.kind not in "fiuV":
+    if array is None or array.size == 0 or array.dtype.kind not in "bfiuV":
         return None
     number = float(array.flat[0])
     return number if array.size == 1 or bool((array == array.flat[0]).all()) else None

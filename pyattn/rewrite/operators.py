@@ -88,17 +88,9 @@ def _joined(writer: Writer, past: ir.Value | None, new: ir.Value) -> ir.Value:
     return made
 
 
-def _sizes(writer: Writer, value: ir.Value, axis: int) -> ir.Value:
-    """Return one size of a value, as a vector; in a way that opset 13 has."""
-    shape = writer.node("Shape", value)
-    made: ir.Value = writer.node("Gather", shape, writer.constant(np.array([axis], np.int64)))
-    made.dtype = ir.DataType.INT64
-    return made
-
-
 def _every(writer: Writer, number: ir.Value, query: ir.Value) -> ir.Value:
     """Return a number of each entry of the batch."""
-    made: ir.Value = writer.node("Expand", number, _sizes(writer, query, 0))
+    made: ir.Value = writer.node("Expand", number, writer.size(query, 0))
     made.dtype = ir.DataType.INT64
     return made
 
@@ -128,9 +120,9 @@ def _standard(node: ir.Node, writer: Writer) -> Rewritten:
     _require_mask(mask, key, query)
     if lengths is not None:
         call.lengths = writer.cast(lengths, ir.DataType.INT64)
-        call.starts = writer.node("Sub", call.lengths, _sizes(writer, query, 2))
+        call.starts = writer.node("Sub", call.lengths, writer.size(query, 2))
     elif past is not None:
-        call.starts = _every(writer, _sizes(writer, past, 2), query)
+        call.starts = _every(writer, writer.size(past, 2), query)
     if not call.causal and call.window is None:
         call.starts = None
     presents = [(_output(node, 1), key), (_output(node, 2), value)]
@@ -235,7 +227,7 @@ def _multi_head(node: ir.Node, writer: Writer) -> Rewritten:
         scale=_scale(node, depth), causal=bool(facts.attribute(node, "unidirectional", 0)),
     )  # fmt: skip
     if call.causal and past is not None:
-        call.starts = _every(writer, _sizes(writer, past, 2), query)
+        call.starts = _every(writer, writer.size(past, 2), query)
     presents = [(_output(node, 1), key), (_output(node, 2), value)]
     return Rewritten(call, True, [(old, new) for old, new in presents if old is not None])
 
@@ -265,7 +257,7 @@ def _projecting(node: ir.Node, writer: Writer) -> Rewritten:
         scale=_scale(node, depth), causal=bool(facts.attribute(node, "unidirectional", 0)),
     )  # fmt: skip
     if call.causal and past is not None:
-        call.starts = _every(writer, _sizes(writer, past, 3), query)
+        call.starts = _every(writer, writer.size(past, 3), query)
     present, others = _output(node, 1), []
     if present is not None:
         pair = (writer.unsqueeze(x, 0) for x in (key, value))
@@ -293,7 +285,7 @@ def _grouped(node: ir.Node, writer: Writer) -> Rewritten:
         query, key, value = _parts(writer, query, [n * depth for n in (heads, groups, groups)])
     else:
         depth = _depth(width, heads)
-    rows = _sizes(writer, query, 1)
+    rows = writer.size(query, 1)
     first, starts = _starts(writer, lengths, total, rows)
     query = writer.heads_first(query, heads)
     key, value = (writer.heads_first(x, groups) for x in (key, value))
@@ -368,7 +360,7 @@ def _places(
     writer: Writer, past: ir.Value, total: ir.Value, first: ir.Value, rows: ir.Value
 ) -> ir.Value:
     """Return where each key of the cache lies in past and new keys joined, ``(B, 1, L, 1)``."""
-    old = _sizes(writer, past, 2)
+    old = writer.size(past, 2)
     position = _count(writer, writer.node("Max", old, total))
     since = writer.node("Sub", position, first)
     zero, one = (writer.constant(np.array([x], np.int64)) for x in (0, 1))

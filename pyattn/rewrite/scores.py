@@ -40,12 +40,13 @@ class Scores:
     softcap: float = 0.0
     biases: list[Bias] = field(default_factory=list)
     ranks: set[int] = field(default_factory=set)
+    shapes: list[ir.Node] = field(default_factory=list)  # nodes that ask for the product's shape
     heads: facts.Size = None  # where scores (B * H, T, S) become (B, H, T, S)
 
 
-def is_wanted_elsewhere(value: ir.Value, users: int = 1) -> bool:
-    """Tell whether somebody else reads a value that is to disappear."""
-    return value.is_graph_output() or len({node for node, _ in value.uses()}) > users
+def is_wanted_elsewhere(value: ir.Value) -> bool:
+    """Tell whether a value that is to disappear has more readers than one."""
+    return value.is_graph_output() or len({node for node, _ in value.uses()}) > 1
 
 
 def read(value: ir.Value) -> Scores:
@@ -64,9 +65,14 @@ def read(value: ir.Value) -> Scores:
         found = rules[node.op_type](node)
     else:
         raise NoProduct(f"{node.op_type} stands between the product and the softmax")
-    if is_wanted_elsewhere(value):
-        raise Unmatched(f"the scores {value.name} are read elsewhere too")
     rank = facts.rank(value)
+    users = {user for user, _ in value.uses()}
+    shapes = {user for user in users if user.op_type == "Shape" and user.domain == ""}
+    if found.biases or rank != facts.rank(found.product.outputs[0]):
+        shapes = set()  # it may not be the product's
+    if value.is_graph_output() or len(users - shapes) > 1:
+        raise Unmatched(f"the scores {value.name} are read elsewhere too")
+    found.shapes.extend(shapes)
     if rank not in (3, 4):
         raise Unmatched(f"the scores have {'an unknown number of' if rank is None else rank} axes")
     found.ranks.add(rank)

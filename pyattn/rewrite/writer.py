@@ -17,7 +17,6 @@ from pyattn.tensor import Tensor
 
 OLDEST_BODY = 18  # the opset that bodies are written in; all they use is there since 13
 OLDEST_OPSET = 13
-FUNCTIONS_SINCE = 8  # the version of the file format
 
 
 @dataclass
@@ -46,24 +45,40 @@ class Call:
         return "boolean" if self.mask.dtype == ir.DataType.BOOL else "float"
 
 
+@dataclass
+class Draft:
+    """A model that is being rewritten, and the functions of pyattn that it has by now."""
+
+    model: ir.Model
+    functions: dict[str, onnx.FunctionProto]
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's operators."""
+        return self.model.opset_imports.get("", 0)
+
+
 class Writer:
     """Puts nodes in front of ``anchor``, in the graph where that is."""
 
-    def __init__(self, model: ir.Model, anchor: ir.Node) -> None:
+    def __init__(self, draft: Draft, anchor: ir.Node) -> None:
         graph = anchor.graph
         if graph is None:
             raise Unmatched("its node is in no graph")
-        self._model, self._anchor, self._graph = model, anchor, graph
+        self._draft, self._anchor, self._graph = draft, anchor, graph
         self._written: list[ir.Node] = []
 
     def node(
         self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, domain: str = "", **attributes: Any
     ) -> Any:
         """Add a node; return its output, or a tuple of several."""
+        # An output has a name that is nowhere else in the graph, nor in those around it.
+        name = f"{self._anchor.outputs[0].name}/{op_type}_{len(self._written)}"
         node = ir.node(
-            op_type, inputs, attributes or None, num_outputs=outputs, domain=domain,
-            name=f"pyattn/{self._anchor.name or self._anchor.outputs[0].name}/{op_type}",
-        )  # fmt: skip
+            op_type, inputs, attributes or None, num_outputs=outputs, domain=domain, name=name
+        )
+        for index, output in enumerate(node.outputs):
+            output.name = f"{name}/{index}" if index else name
         self._graph.insert_before(self._anchor, node)
         self._written.append(node)
         return node.outputs[0] if outputs == 1 else tuple(node.outputs)
@@ -100,6 +115,13 @@ class Writer:
         made.dtype = value.dtype
         return made
 
+    def size(self, value: ir.Value, axis: int) -> ir.Value:
+        """Return one size of a value, as a vector."""
+        index = self.constant(np.array([axis], np.int64))
+        made: ir.Value = self.node("Gather", self.node("Shape", value), index)
+        made.dtype = ir.DataType.INT64
+        return made
+
     def heads_first(self, value: ir.Value, heads: int) -> ir.Value:
         """(B, T, heads * D) to (B, heads, T, D)."""
         return self.transpose(self.reshape(value, [0, 0, heads, -1]), (0, 2, 1, 3))
@@ -113,7 +135,7 @@ class Writer:
         dtypes = {call.query.dtype, call.key.dtype, call.value.dtype}
         if len(dtypes) != 1 or None in dtypes:
             raise Unmatched(f"queries, keys and values have the dtypes {sorted(map(str, dtypes))}")
-        body, node = _traced(call, self._model.opset_imports.get("", 0))
+        body, node = _traced(call, self._draft.opset)
         self._define(body)
         names = ("query", "key", "value", "attn_mask", "kv_lengths", "query_start")
         values = (call.query, call.key, call.value, call.mask, call.lengths, call.starts)
@@ -130,13 +152,7 @@ class Writer:
 
     def _define(self, body: onnx.FunctionProto) -> None:
         """Add the function to the model, if it is not there."""
-        function = ir.from_proto(body)
-        there = self._model.functions.get(function.identifier())
-        if there is None:
-            self._model.functions[function.identifier()] = function
-            self._model.opset_imports[DOMAIN] = 1
-            self._model.ir_version = max(self._model.ir_version, FUNCTIONS_SINCE)
-        elif ir.to_proto(there) != ir.to_proto(function):
+        if self._draft.functions.setdefault(body.name, body) != body:
             raise Unmatched(f"the model has another function {DOMAIN}::{body.name}")
 
     def sweep(self) -> None:
@@ -199,10 +215,3 @@ def _traced(call: Call, opset: int) -> tuple[onnx.FunctionProto, onnx.NodeProto]
     for used in body.opset_import:
         used.version = min(used.version, opset)
     return body, graph.nodes[-1]
-
-
-def require_opset(model: ir.Model) -> None:
-    """Raise Unmatched for a model whose operators the bodies cannot be written in."""
-    opset = model.opset_imports.get("", 0)
-    if opset < OLDEST_OPSET:
-        raise Unmatched(f"the model is of opset {opset}; from {OLDEST_OPSET} on it could be replaced")
