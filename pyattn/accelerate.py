@@ -202,7 +202,9 @@ def _rewritten(proto: onnx.ModelProto, folder: str) -> tuple[onnx.ModelProto, li
     from pyattn.rewrite.engine import rewrite
 
     if not proto.graph.node or not proto.opset_import:
-        raise ValueError("accelerate: this is not a readable ONNX model: it has no nodes or no opset")
+        raise ValueError(
+            "accelerate: this is not a readable ONNX model: it has no nodes or no opset"
+        )
     try:
         return rewrite(proto, folder)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -42,7 +42,9 @@ def matched(way: Way, rng: Any) -> pa.Accelerated:
     assert found.kind == "MatMul, Softmax, MatMul"
     calls = [node for node in result.model.graph.node if node.domain == "pyattn"]
     assert [node.op_type for node in calls] == [found.function]
-    assert not {"Softmax", "Einsum"} & {node.op_type for node in result.model.graph.node} - {"Einsum"}
+    assert not {"Softmax", "Einsum"} & {node.op_type for node in result.model.graph.node} - {
+        "Einsum"
+    }
     compare(way, before, result.model, rng)
     return result
 
@@ -100,7 +102,9 @@ def ways(draw: Any) -> Way:
     layout = draw(st.sampled_from(["4d", "3d", "3d view"]))
     way = Way(
         layout=layout,
-        scale=draw(st.sampled_from(["scores", "divided", "query", "key", "both", "computed", "none"])),
+        scale=draw(
+            st.sampled_from(["scores", "divided", "query", "key", "both", "computed", "none"])
+        ),
         key=draw(st.sampled_from(["0132", "0231", "views", "given"])),
         mask=draw(st.sampled_from(["none", "added", "subtracted", "selected", "swapped", "two"])),
         mask_rank=draw(st.sampled_from([2, 3, 4])),
@@ -136,7 +140,9 @@ def test_the_report_tells_what_was_found(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("mask", ["none", "added", "selected"])
 def test_functions_are_those_of_an_export(mask: str, opset: int, rng: np.random.Generator) -> None:
     found = pa.accelerate(build(Way(mask=mask, groups=2, opset=opset, guard=True))).model
-    arrays = [rng.standard_normal((2, n, s, 8), dtype=np.float32) for n, s in ((4, 5), (2, 7), (2, 7))]
+    arrays = [
+        rng.standard_normal((2, n, s, 8), dtype=np.float32) for n, s in ((4, 5), (2, 7), (2, 7))
+    ]
     inputs: dict[str, Any] = {
         name: pa.Input(array, ("batch", None, "rows" if name == "query" else "keys", None))
         for name, array in zip(("query", "key", "value"), arrays, strict=True)

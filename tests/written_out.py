@@ -61,7 +61,9 @@ def build(way: Way) -> onnx.ModelProto:
         query, key, value = (folded(b, x, n) for x, n in ((query, D), (key, D), (value, E)))
     root = b.constant(D**-0.25 if way.scale == "both" else D**-0.5, dtype)
     if way.scale == "computed":
-        last = b.node("Gather", b.node("Shape", query), b.constant([3 if way.layout == "4d" else 2]))
+        last = b.node(
+            "Gather", b.node("Shape", query), b.constant([3 if way.layout == "4d" else 2])
+        )
         root = b.node("Sqrt", b.node("Cast", last, to=way.dtype))
         root = b.node("Div", b.constant(1.0, dtype), root)
         query = b.node("Mul", query, root)
@@ -88,7 +90,9 @@ def build(way: Way) -> onnx.ModelProto:
     if way.wide_softmax:
         weights = b.node("Cast", weights, to=way.dtype)
     if way.dropout:
-        weights = b.node("Dropout", weights, b.constant(0.1, np.float32), b.constant(False, np.bool_))
+        weights = b.node(
+            "Dropout", weights, b.constant(0.1, np.float32), b.constant(False, np.bool_)
+        )
     output = b.node("MatMul", weights, value)
     if way.layout != "4d":
         b.node("Identity", output, name="output")
@@ -111,15 +115,21 @@ def repeated(b: Builder, value: str, groups: int, size: int) -> str:
     shape = b.node("Shape", value)
     batch, rows = (b.node("Gather", shape, b.constant([i])) for i in (0, 2))
     numbers = {n: b.constant([n]) for n in (groups, H // groups, H, size)}
-    wide = b.node("Concat", batch, numbers[groups], numbers[H // groups], rows, numbers[size], axis=0)
+    wide = b.node(
+        "Concat", batch, numbers[groups], numbers[H // groups], rows, numbers[size], axis=0
+    )
     flat = b.node("Concat", batch, numbers[H], rows, numbers[size], axis=0)
-    return b.node("Reshape", b.node("Expand", b.node("Unsqueeze", value, b.constant([2])), wide), flat)
+    return b.node(
+        "Reshape", b.node("Expand", b.node("Unsqueeze", value, b.constant([2])), wide), flat
+    )
 
 
 def folded(b: Builder, value: str, size: int) -> str:
     """(B, H, T, size) to (B * H, T, size)."""
     rows = b.node("Gather", b.node("Shape", value), b.constant([2]))
-    return b.node("Reshape", value, b.node("Concat", b.constant([-1]), rows, b.constant([size]), axis=0))
+    return b.node(
+        "Reshape", value, b.node("Concat", b.constant([-1]), rows, b.constant([size]), axis=0)
+    )
 
 
 def turned(b: Builder, way: Way, key: str) -> str:
@@ -206,7 +216,9 @@ def feed(way: Way, rng: np.random.Generator, batch: int, rows: int, keys: int) -
     if rows > 1:
         seen[..., -1, :] = False
         if way.dtype != TensorProto.FLOAT16:
-            arrays["bias"][..., -1, :] = np.finfo(dtype).min * (-1 if way.mask == "subtracted" else 1)
+            arrays["bias"][..., -1, :] = np.finfo(dtype).min * (
+                -1 if way.mask == "subtracted" else 1
+            )
     arrays["seen"] = seen
     given = {value.name for value in build(way).graph.input}
     return {name: array for name, array in arrays.items() if name in given}

@@ -89,7 +89,9 @@ def _follow(weights: ir.Value, ranks: set[int]) -> tuple[ir.Node, set[int]]:
         return user, ranks
     passes = user.op_type in ("Cast", "Identity", "Reshape") or _is_idle_dropout(user)
     if user.domain != "" or not passes:
-        raise Unmatched(f"{user.op_type} stands between the softmax and the product with the values")
+        raise Unmatched(
+            f"{user.op_type} stands between the softmax and the product with the values"
+        )
     after = user.outputs[0]
     if user.op_type == "Reshape":
         before_sizes, after_sizes = facts.dims(weights), facts.dims(after)
@@ -235,8 +237,7 @@ def rewrite(found: Found, writer: Writer) -> tuple[Call, ir.Value]:
     product, last = found.scores.product, found.last
     query, scale = scalars_off(product.inputs[0])
     for op_type, number in found.scores.factors:
-        query = writer.node(op_type, query, number)
-        query.dtype, query.shape = number.dtype, product.inputs[0].shape  # type: ignore[union-attr]
+        query = writer.node(op_type, query, number, dtype=number.dtype)
     key, key_scale = key_of(product.inputs[1], writer)
     value = last.inputs[1]
     ranks = [facts.rank(x) for x in (*product.inputs, value, last.outputs[0])]
@@ -297,9 +298,8 @@ def flat_again(output: ir.Value, found: Found, writer: Writer) -> ir.Value:
     if facts.rank(old) == 3:
         if _heads_to_split(found) is not None:
             output = writer.reshape(output, [-1, 1, 0, 0])
-        dtype = output.dtype
-        output = writer.node("Squeeze", output, writer.constant(np.array([1], np.int64)))
-        output.dtype = dtype
+        first = writer.constant(np.array([1], np.int64))
+        output = writer.node("Squeeze", output, first, dtype=output.dtype)
     value = found.last.inputs[1]
     wanted = old.dtype or (value.dtype if value is not None else None)
     return output if wanted is None else writer.cast(output, wanted)
@@ -360,8 +360,7 @@ def _mask(biases: list[Bias], call: Call, writer: Writer) -> tuple[ir.Value | No
     if all(bias.fill == -np.inf for bias in rest):
         mask = _kept(rest[0], writer)
         for bias in rest[1:]:
-            mask = writer.node("And", mask, _kept(bias, writer))
-            mask.dtype = ir.DataType.BOOL
+            mask = writer.node("And", mask, _kept(bias, writer), dtype=ir.DataType.BOOL)
         return mask, is_causal
     total = None
     for bias in rest:  # in the order of the graph: what is replaced forgets what was added before
@@ -372,9 +371,7 @@ def _mask(biases: list[Bias], call: Call, writer: Writer) -> tuple[ir.Value | No
 def _kept(bias: Bias, writer: Writer) -> ir.Value:
     if bias.where:
         return bias.value
-    made: ir.Value = writer.node("Not", bias.value)
-    made.dtype = ir.DataType.BOOL
-    return made
+    return writer.node("Not", bias.value, dtype=ir.DataType.BOOL)
 
 
 def _with_bias(
@@ -383,20 +380,16 @@ def _with_bias(
     """Return the float mask ``total``, or zero, with one more bias."""
     if dtype is None:
         raise Unmatched("the dtype of the queries is not known")
-    made: ir.Value
     if bias.fill is None:
         value = writer.cast(bias.value, dtype)
-        if total is None:
-            made = value if bias.sign == 1 else writer.node("Neg", value)
-        else:
-            made = writer.node("Add" if bias.sign == 1 else "Sub", total, value)
-    else:
-        fill = bias.fill if bias.fill <= scores.MASKED else np.finfo(np.float32).min
-        low = writer.constant(np.array(fill, dtype.numpy()))
-        kept = writer.constant(np.array(0, dtype.numpy())) if total is None else total
-        made = writer.node("Where", bias.value, *((kept, low) if bias.where else (low, kept)))
-    made.dtype = dtype
-    return made
+        if total is not None:
+            return writer.node("Add" if bias.sign == 1 else "Sub", total, value, dtype=dtype)
+        return value if bias.sign == 1 else writer.node("Neg", value, dtype=dtype)
+    fill = bias.fill if bias.fill <= scores.MASKED else np.finfo(np.float32).min
+    low = writer.constant(np.array(fill, dtype.numpy()))
+    kept = writer.constant(np.array(0, dtype.numpy())) if total is None else total
+    choice = (kept, low) if bias.where else (low, kept)
+    return writer.node("Where", bias.value, *choice, dtype=dtype)
 
 
 def _is_causal(bias: Bias) -> bool:

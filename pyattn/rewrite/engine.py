@@ -17,12 +17,19 @@ from pyattn.rewrite.writer import OLDEST_OPSET, Call, Draft, Writer
 FUNCTIONS_SINCE = 8  # the version of the file format that has functions
 
 
-def rewrite(proto: onnx.ModelProto, folder: str) -> tuple[onnx.ModelProto, list[Matched], list[Left]]:
+def rewrite(
+    proto: onnx.ModelProto, folder: str
+) -> tuple[onnx.ModelProto, list[Matched], list[Left]]:
     """Return the model with pyattn's functions, and what was replaced and what was not."""
     model = facts.with_sizes(proto, folder)
     draft = Draft(model, {f.name: f for f in proto.functions if f.domain == DOMAIN})
     matched: list[Matched] = []
-    left = [_in_function(f, node) for f in model.functions.values() for node in f.all_nodes() if _looks(f, node)]
+    left = [
+        _in_function(f, node)
+        for f in model.functions.values()
+        for node in f.all_nodes()
+        if _looks(f, node)
+    ]
     for graph in list(model.graphs()):
         for node in list(graph):
             if node.graph is None:  # replaced by now
@@ -36,7 +43,6 @@ def rewrite(proto: onnx.ModelProto, folder: str) -> tuple[onnx.ModelProto, list[
     result = ir.to_proto(model)
     _restore(proto.graph, result.graph)
     _add_functions(proto, draft.functions, result)
-    onnx.checker.check_model(result)
     return result, matched, left
 
 
@@ -84,13 +90,17 @@ def _bodies(graph: onnx.GraphProto) -> Iterator[tuple[tuple[str, str], onnx.Grap
 def _looks(function: ir.Function, node: ir.Node) -> bool:
     if function.domain == DOMAIN:
         return False
-    softmax = node.domain == "" and node.op_type == "Softmax" and decomposed.looks_like_attention(node)
+    softmax = (
+        node.domain == "" and node.op_type == "Softmax" and decomposed.looks_like_attention(node)
+    )
     return softmax or operators.is_attention(node)
 
 
 def _in_function(function: ir.Function, node: ir.Node) -> Left:
     where = f"{function.domain}::{function.name}"
-    return Left(_name(node), _kind(node), f"it is in the function {where}, which is to be inlined first")
+    return Left(
+        _name(node), _kind(node), f"it is in the function {where}, which is to be inlined first"
+    )
 
 
 def _name(node: ir.Node) -> str:

@@ -38,7 +38,9 @@ def with_sizes(proto: onnx.ModelProto, folder: str) -> ir.Model:
     ONNX's own inference, and between its rounds the sizes that follow from a ``-1`` in a reshape:
     the number of heads is often written so. Large weights are not in it.
     """
-    model = _read(_inferred(_without_weights(proto)), folder)
+    light = _without_weights(proto)
+    _check(light)
+    model = _read(_inferred(light), folder)
     for _ in range(ROUNDS):
         if not _solve_reshapes(model):
             break
@@ -67,6 +69,28 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
             kept.external_data.add(key="location", value="weights that are not looked at")
     light.graph.CopyFrom(graph)
     return light
+
+
+def _check(light: onnx.ModelProto) -> None:
+    """Raise ValidationError for a graph that is none: cycles, missing inputs, wrong attributes.
+
+    Weights in files, and outputs without a shape, which ONNX Runtime takes, are left out of it.
+    """
+    graph = onnx.GraphProto(name="graph")
+    for field in ("node", "input", "value_info", "sparse_initializer"):
+        getattr(graph, field).MergeFrom(getattr(light.graph, field))
+    graph.output.extend(x for x in light.graph.output if x.type.tensor_type.HasField("shape"))
+    given = {x.name for x in graph.input}
+    for tensor in light.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            kind = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+            graph.input.append(onnx.helper.make_value_info(tensor.name, kind))
+    whole = onnx.ModelProto(ir_version=light.ir_version, functions=light.functions)
+    whole.opset_import.MergeFrom(light.opset_import)
+    whole.graph.CopyFrom(graph)
+    onnx.checker.check_model(whole)
 
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:

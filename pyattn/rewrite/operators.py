@@ -16,7 +16,9 @@ from pyattn.rewrite.writer import Call, Writer
 
 CONTRIB = "com.microsoft"
 FLOAT32 = 1  # of ONNX's element types
-FILTER = -10000.0  # what ONNX Runtime's operators add to masked scores, if nothing else is asked for
+FILTER = (
+    -10000.0
+)  # what ONNX Runtime's operators add to masked scores, if nothing else is asked for
 
 
 @dataclass
@@ -83,16 +85,12 @@ def _joined(writer: Writer, past: ir.Value | None, new: ir.Value) -> ir.Value:
     """Return keys or values behind those of the past."""
     if past is None:
         return new
-    made: ir.Value = writer.node("Concat", past, new, axis=2)
-    made.dtype = new.dtype
-    return made
+    return writer.node("Concat", past, new, axis=2, dtype=new.dtype)
 
 
 def _every(writer: Writer, number: ir.Value, query: ir.Value) -> ir.Value:
     """Return a number of each entry of the batch."""
-    made: ir.Value = writer.node("Expand", number, writer.size(query, 0))
-    made.dtype = ir.DataType.INT64
-    return made
+    return writer.node("Expand", number, writer.size(query, 0), dtype=ir.DataType.INT64)
 
 
 def _standard(node: ir.Node, writer: Writer) -> Rewritten:
@@ -103,6 +101,7 @@ def _standard(node: ir.Node, writer: Writer) -> Rewritten:
         raise Unmatched("its softmax is in float64")
     heads, groups = (facts.attribute(node, f"{name}_num_heads", 0) for name in ("q", "kv"))
     flat = facts.rank(query) == 3
+    keys = (facts.dims(key) or [None] * 4)[1 if flat else 2]
     if flat:
         depth = _depth((facts.dims(query) or [None])[-1], heads)
         query = writer.heads_first(query, heads)
@@ -117,7 +116,7 @@ def _standard(node: ir.Node, writer: Writer) -> Rewritten:
         scale=_scale(node, depth), softcap=facts.attribute(node, "softcap", 0.0),
         causal=bool(facts.attribute(node, "is_causal", 0)), window=_window(node),
     )  # fmt: skip
-    _require_mask(mask, key, query)
+    _require_mask(mask, query, keys, past)
     if lengths is not None:
         call.lengths = writer.cast(lengths, ir.DataType.INT64)
         call.starts = writer.node("Sub", call.lengths, writer.size(query, 2))
@@ -143,18 +142,26 @@ def _heads(query: ir.Value, key: ir.Value) -> tuple[Any, Any, Any]:
 
 
 def _window(node: ir.Node) -> tuple[int, int] | None:
-    left, right = (int(facts.attribute(node, f"{side}_window_size", -1)) for side in ("left", "right"))
+    left, right = (
+        int(facts.attribute(node, f"{side}_window_size", -1)) for side in ("left", "right")
+    )
     return None if (left, right) == (-1, -1) else (left, right)
 
 
-def _require_mask(mask: ir.Value | None, key: ir.Value, query: ir.Value) -> None:
+def _require_mask(
+    mask: ir.Value | None, query: ir.Value, keys: facts.Size, past: ir.Value | None
+) -> None:
+    """Raise Unmatched unless a mask is of the right dtype and for all keys."""
     if mask is None:
         return
     if mask.dtype not in (ir.DataType.BOOL, query.dtype):
         raise Unmatched(f"its mask is {mask.dtype}, the queries are {query.dtype}")
-    last, keys = ((facts.dims(x) or [None])[i] for x, i in ((mask, -1), (key, -2)))
-    if isinstance(last, int) and isinstance(keys, int) and last not in (1, keys):
-        raise Unmatched(f"its mask is for {last} of {keys} keys")
+    last = (facts.dims(mask) or [None])[-1]
+    before = 0 if past is None else (facts.dims(past) or [None] * 3)[2]
+    if all(isinstance(size, int) for size in (last, keys, before)):
+        total = int(keys or 0) + int(before or 0)
+        if last not in (1, total):
+            raise Unmatched(f"its mask is for {last} of {total} keys")
 
 
 def _padding(writer: Writer, node: ir.Node, mask: ir.Value | None, dtype: Any) -> ir.Value | None:
@@ -168,17 +175,13 @@ def _padding(writer: Writer, node: ir.Node, mask: ir.Value | None, dtype: Any) -
     wide = writer.unsqueeze(mask, *((1, 2) if count == 2 else (1,)))
     low = facts.attribute(node, "mask_filter_value", FILTER)
     numbers = (writer.constant(np.array(x, dtype.numpy())) for x in (0.0, low))
-    made: ir.Value = writer.node("Where", writer.node("Greater", wide, zero), *numbers)
-    made.dtype = dtype
-    return made
+    return writer.node("Where", writer.node("Greater", wide, zero), *numbers, dtype=dtype)
 
 
 def _sum(writer: Writer, one: ir.Value | None, other: ir.Value | None) -> ir.Value | None:
     if one is None or other is None:
         return other if one is None else one
-    made: ir.Value = writer.node("Add", one, other)
-    made.dtype = one.dtype
-    return made
+    return writer.node("Add", one, other, dtype=one.dtype)
 
 
 def _parts(writer: Writer, value: ir.Value, widths: list[int]) -> list[ir.Value]:
@@ -187,16 +190,8 @@ def _parts(writer: Writer, value: ir.Value, widths: list[int]) -> list[ir.Value]
     parts = []
     for start, end in zip(ends, ends[1:], strict=False):
         bounds = (writer.constant(np.array([x], np.int64)) for x in (start, end, -1))
-        part: ir.Value = writer.node("Slice", value, *bounds)
-        part.dtype = value.dtype
-        parts.append(part)
+        parts.append(writer.node("Slice", value, *bounds, dtype=value.dtype))
     return parts
-
-
-def _plus(writer: Writer, value: ir.Value, bias: ir.Value) -> ir.Value:
-    made: ir.Value = writer.node("Add", value, bias)
-    made.dtype = value.dtype
-    return made
 
 
 def _multi_head(node: ir.Node, writer: Writer) -> Rewritten:
@@ -215,7 +210,9 @@ def _multi_head(node: ir.Node, writer: Writer) -> Rewritten:
             raise Unmatched("a bias is added to keys that are split into heads")
         widths = [heads * depth] * 2 + [_depth(of_value[-1])]
         biases = _parts(writer, bias, widths)
-        query, key, value = (_plus(writer, *x) for x in zip((query, key, value), biases, strict=True))
+        query, key, value = (
+            _sum(writer, *x) for x in zip((query, key, value), biases, strict=True)
+        )
     query = writer.heads_first(query, heads)
     if facts.rank(_input(node, 1)) == 3:
         key, value = (writer.heads_first(x, heads) for x in (key, value))
@@ -234,7 +231,11 @@ def _multi_head(node: ir.Node, writer: Writer) -> Rewritten:
 
 def _projecting(node: ir.Node, writer: Writer) -> Rewritten:
     """com.microsoft::Attention, which has the projections of queries, keys and values in it."""
-    _refuse(node, inputs={6: "past_sequence_length"}, attributes=("do_rotary", "past_present_share_buffer"))
+    _refuse(
+        node,
+        inputs={6: "past_sequence_length"},
+        attributes=("do_rotary", "past_present_share_buffer"),
+    )
     source, weights, bias = (_input(node, i) for i in range(3))
     width = (facts.dims(weights) or [None])[-1]
     if source is None or weights is None or not isinstance(width, int):
@@ -242,14 +243,14 @@ def _projecting(node: ir.Node, writer: Writer) -> Rewritten:
     heads = int(facts.attribute(node, "num_heads", 0))
     widths = [int(x) for x in facts.attribute(node, "qkv_hidden_sizes", ()) or [width // 3] * 3]
     depth = _depth(widths[0], heads)
-    projected: ir.Value = writer.node("MatMul", source, weights)
-    projected.dtype = weights.dtype
+    projected = writer.node("MatMul", source, weights, dtype=weights.dtype)
     if bias is not None:
-        projected = _plus(writer, projected, bias)
+        projected = _sum(writer, projected, bias)
     query, key, value = (writer.heads_first(x, heads) for x in _parts(writer, projected, widths))
     past = _input(node, 4)
     if past is not None:
-        old = [writer.node("Gather", past, writer.constant(np.array(i, np.int64)), axis=0) for i in (0, 1)]
+        one = [writer.constant(np.array(i, np.int64)) for i in (0, 1)]
+        old = [writer.node("Gather", past, i, axis=0) for i in one]
         key, value = _joined(writer, old[0], key), _joined(writer, old[1], value)
     padding = _padding(writer, node, _input(node, 3), query.dtype)
     call = Call(
@@ -290,7 +291,10 @@ def _grouped(node: ir.Node, writer: Writer) -> Rewritten:
     query = writer.heads_first(query, heads)
     key, value = (writer.heads_first(x, groups) for x in (key, value))
     if facts.attribute(node, "do_rotary", 0):
-        query, key = (_rotated(node, writer, x, first, rows, depth, n) for x, n in ((query, heads), (key, groups)))
+        query, key = (
+            _rotated(node, writer, x, first, rows, depth, n)
+            for x, n in ((query, heads), (key, groups))
+        )
     past = _input(node, 3)
     if past is not None:
         total = writer.cast(writer.reshape(total, [1]), ir.DataType.INT64)
@@ -322,11 +326,9 @@ def _starts(
     whole = writer.cast(writer.reshape(total, [1]), ir.DataType.INT64)
     zero = writer.constant(np.array([0], np.int64))
     is_prompt = writer.node("Equal", whole, rows)
-    first = writer.node("Where", is_prompt, zero, writer.node("Sub", after, rows))
-    first.dtype = ir.DataType.INT64
-    starts = writer.reshape(first, [-1])
-    starts.dtype = ir.DataType.INT64
-    return first, starts
+    behind = writer.node("Sub", after, rows)
+    first = writer.node("Where", is_prompt, zero, behind, dtype=ir.DataType.INT64)
+    return first, writer.reshape(first, [-1])
 
 
 def _count(writer: Writer, size: ir.Value) -> ir.Value:
@@ -334,8 +336,7 @@ def _count(writer: Writer, size: ir.Value) -> ir.Value:
     numbers = (writer.constant(np.array(x, np.int64)) for x in (0, 1))
     zero, one = numbers
     scalar = writer.node("Squeeze", size, writer.constant(np.array([0], np.int64)))
-    made: ir.Value = writer.node("Range", zero, scalar, one)
-    return made
+    return writer.node("Range", zero, scalar, one)
 
 
 def _rotated(
@@ -351,9 +352,9 @@ def _rotated(
     attributes: dict[str, Any] = {"interleaved": facts.attribute(node, "rotary_interleaved", 0)}
     if 2 * half != depth:
         attributes |= {"num_heads": heads, "rotary_embedding_dim": 2 * half}
-    made: ir.Value = writer.node("RotaryEmbedding", value, places, cos, sin, domain=CONTRIB, **attributes)
-    made.dtype = value.dtype
-    return made
+    return writer.node(
+        "RotaryEmbedding", value, places, cos, sin, domain=CONTRIB, **attributes, dtype=value.dtype
+    )
 
 
 def _places(
@@ -377,11 +378,13 @@ def _places(
 def _scattered(writer: Writer, old: ir.Value, new: ir.Value, place: ir.Value) -> ir.Value:
     """Return the cache with the new keys or values of each entry behind its own past."""
     joined = _joined(writer, old, new)
-    zeros = writer.node("Mul", writer.node("Shape", joined), writer.constant(np.array([1, 1, 0, 1], np.int64)))
+    zeros = writer.node(
+        "Mul", writer.node("Shape", joined), writer.constant(np.array([1, 1, 0, 1], np.int64))
+    )
     shape = writer.node("Add", zeros, writer.constant(np.array([0, 0, 1, 0], np.int64)))
-    made: ir.Value = writer.node("GatherElements", joined, writer.node("Expand", place, shape), axis=2)
-    made.dtype = new.dtype
-    return made
+    return writer.node(
+        "GatherElements", joined, writer.node("Expand", place, shape), axis=2, dtype=new.dtype
+    )
 
 
 RULES: dict[tuple[str, str], Callable[[ir.Node, Writer], Rewritten]] = {

@@ -78,7 +78,9 @@ def inputs(model: onnx.ModelProto, *, highest: int, sizes_differ: bool) -> dict[
             raise Difference(f"the input {value.name} is not a tensor")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         shape = [
-            size.dim_value if size.HasField("dim_value") else sizes[size.dim_param or f"{value.name}.{axis}"]
+            size.dim_value
+            if size.HasField("dim_value")
+            else sizes[size.dim_param or f"{value.name}.{axis}"]
             for axis, size in enumerate(kind.shape.dim)
         ]
         feed[value.name] = _random(rng, value.name, dtype, shape, highest)

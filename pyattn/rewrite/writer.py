@@ -69,58 +69,55 @@ class Writer:
         self._written: list[ir.Node] = []
 
     def node(
-        self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, domain: str = "", **attributes: Any
-    ) -> Any:
-        """Add a node; return its output, or a tuple of several."""
+        self, op_type: str, *inputs: ir.Value | None, dtype: ir.DataType | None = None, domain: str = "",
+        **attributes: Any,
+    ) -> ir.Value:  # fmt: skip
+        """Add a node; return its output."""
         # An output has a name that is nowhere else in the graph, nor in those around it.
         name = f"{self._anchor.outputs[0].name}/{op_type}_{len(self._written)}"
-        node = ir.node(
-            op_type, inputs, attributes or None, num_outputs=outputs, domain=domain, name=name
-        )
-        for index, output in enumerate(node.outputs):
-            output.name = f"{name}/{index}" if index else name
+        node = ir.node(op_type, inputs, attributes or None, domain=domain, name=name)
+        node.outputs[0].name = name
+        if dtype is not None:
+            node.outputs[0].dtype = dtype
         self._graph.insert_before(self._anchor, node)
         self._written.append(node)
-        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+        return node.outputs[0]
 
     def constant(self, array: Any) -> ir.Value:
         """Return a constant."""
-        made: ir.Value = self.node("Constant", value=ir.tensor(np.asarray(array)))
-        made.dtype, made.shape = ir.DataType.from_numpy(np.asarray(array).dtype), ir.Shape(np.shape(array))
+        tensor = ir.tensor(np.asarray(array))
+        made = self.node("Constant", dtype=tensor.dtype, value=tensor)
+        made.shape = tensor.shape
         return made
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Return the value in another dtype."""
         if value.dtype == dtype:
             return value
-        made: ir.Value = self.node("Cast", value, to=int(dtype))
-        made.dtype, made.shape = dtype, value.shape
+        made = self.node("Cast", value, dtype=dtype, to=int(dtype))
+        made.shape = value.shape
         return made
 
     def reshape(self, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
         """Return the value in another shape, in ONNX's terms: 0 keeps a size, -1 is what is left."""
-        made: ir.Value = self.node("Reshape", value, self.constant(np.array(sizes, np.int64)))
-        made.dtype = value.dtype
-        return made
+        return self.node(
+            "Reshape", value, self.constant(np.array(sizes, np.int64)), dtype=value.dtype
+        )
 
     def transpose(self, value: ir.Value, axes: Sequence[int]) -> ir.Value:
         """Return the value with its axes in another order."""
-        made: ir.Value = self.node("Transpose", value, perm=list(axes))
-        made.dtype = value.dtype
-        return made
+        return self.node("Transpose", value, perm=list(axes), dtype=value.dtype)
 
     def unsqueeze(self, value: ir.Value, *axes: int) -> ir.Value:
         """Return the value with axes of size 1 added."""
-        made: ir.Value = self.node("Unsqueeze", value, self.constant(np.array(axes, np.int64)))
-        made.dtype = value.dtype
-        return made
+        return self.node(
+            "Unsqueeze", value, self.constant(np.array(axes, np.int64)), dtype=value.dtype
+        )
 
     def size(self, value: ir.Value, axis: int) -> ir.Value:
         """Return one size of a value, as a vector."""
         index = self.constant(np.array([axis], np.int64))
-        made: ir.Value = self.node("Gather", self.node("Shape", value), index)
-        made.dtype = ir.DataType.INT64
-        return made
+        return self.node("Gather", self.node("Shape", value), index, dtype=ir.DataType.INT64)
 
     def heads_first(self, value: ir.Value, heads: int) -> ir.Value:
         """(B, T, heads * D) to (B, heads, T, D)."""
@@ -143,11 +140,14 @@ class Writer:
         inputs = [given[name] if name else None for name in node.input]
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         attributes = {
-            name: ir.serde.deserialize_tensor(value) if isinstance(value, onnx.TensorProto) else value
+            name: ir.serde.deserialize_tensor(value)
+            if isinstance(value, onnx.TensorProto)
+            else value
             for name, value in attributes.items()
         }
-        output: ir.Value = self.node(node.op_type, *inputs, domain=DOMAIN, **attributes)
-        output.dtype = call.value.dtype
+        output = self.node(
+            node.op_type, *inputs, dtype=call.value.dtype, domain=DOMAIN, **attributes
+        )
         return output, node.op_type
 
     def _define(self, body: onnx.FunctionProto) -> None:
@@ -163,7 +163,9 @@ class Writer:
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let ``new`` be read in the place of ``old``, under the name of ``old``."""
         name, made = old.name, old.producer()
-        new.shape, new.dtype = old.shape, new.dtype or old.dtype
+        new.shape = old.shape
+        if new.type is None:
+            new.type = old.type
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name, new.name = f"{name}/replaced", name
         if made is not None:
