@@ -207,7 +207,7 @@ def _rewritten(proto: onnx.ModelProto, folder: str) -> tuple[onnx.ModelProto, li
         )
     try:
         return rewrite(proto, folder)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except Exception as error:
         raise ValueError(f"accelerate: the model is damaged: {error}") from error
 
 

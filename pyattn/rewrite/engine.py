@@ -123,8 +123,10 @@ def _attempt(
     """Replace one attention, or say why not."""
     name, kind = _name(node), _kind(node)
     try:
-        if draft.opset < OLDEST_OPSET:
-            raise Unmatched(f"the model is of opset {draft.opset}; pyattn needs {OLDEST_OPSET}")
+        newest = onnx.defs.onnx_opset_version()
+        if not OLDEST_OPSET <= draft.opset <= newest:
+            known = f"{OLDEST_OPSET}..{newest}"
+            raise Unmatched(f"the model is of opset {draft.opset}; known are {known}")
         call, function = rule(draft, node)
     except Unmatched as reason:
         if node.op_type != "Softmax" or decomposed.looks_like_attention(node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -60,7 +61,7 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
             else:
                 getattr(part, described.name).MergeFrom(value)
     for tensor in proto.graph.initializer:
-        if np.prod(tensor.dims, dtype=np.float64) <= LARGEST:
+        if math.prod(tensor.dims) <= LARGEST:
             graph.initializer.append(tensor)
         else:
             kept = graph.initializer.add(
@@ -166,7 +167,7 @@ def _array(tensor: Any) -> Array | None:
 def _filled(node: ir.Node) -> Array | None:
     """Return one element of a constant that has the same everywhere, if its sizes are known."""
     shape = constant(node.inputs[0])
-    if shape is None or np.prod(shape, initial=1.0) > LARGEST:
+    if shape is None or math.prod(shape.tolist()) > LARGEST:
         return None
     fill = node.attributes.get("value")
     element = np.zeros(1, np.float32) if fill is None else _array(fill.value)
@@ -190,7 +191,8 @@ def _evaluated(node: ir.Node) -> Array | None:
         result = np.asarray(_ELEMENTWISE[node.op_type](*arrays))
         return result.astype(first.dtype) if first.dtype.kind == "f" else None
     if node.op_type == "Expand":
-        return np.broadcast_to(first, np.broadcast_shapes(first.shape, tuple(arrays[1])))
+        shape = np.broadcast_shapes(first.shape, tuple(arrays[1]))
+        return np.broadcast_to(first, shape) if math.prod(shape) <= LARGEST else None
     known = dims(node.outputs[0])
     if known is None or not all(isinstance(size, int) for size in known):
         return None
@@ -357,8 +359,8 @@ def reshaped(before: list[Size], target: list[Size], *, keep_zero: bool) -> list
     names = Counter(s for s in before if isinstance(s, str))
     names.subtract(s for s in rest if isinstance(s, str))
     left = [name for name, count in names.items() for _ in range(count)]
-    number = int(np.prod([s for s in before if isinstance(s, int)], dtype=np.int64))
-    divisor = int(np.prod([s for s in rest if isinstance(s, int)], dtype=np.int64))
+    number = math.prod(s for s in before if isinstance(s, int))
+    divisor = math.prod(s for s in rest if isinstance(s, int))
     if min(names.values(), default=0) < 0 or divisor == 0 or number % divisor:
         return after
     if not left:

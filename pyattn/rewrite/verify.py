@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -55,13 +56,12 @@ def _first_that_runs(model: onnx.ModelProto, run: Any) -> tuple[dict[str, Array]
 
     errors, quiet = [], RunOptions()
     quiet.log_severity_level = 4  # trying is no reason to complain
-    for highest in (8, 1):
-        for sizes_differ in (True, False):
-            try:
-                feed = inputs(model, highest=highest, sizes_differ=sizes_differ)
-                return feed, run.run(None, feed, quiet)
-            except Exception as error:  # noqa: BLE001, PERF203 -- as above
-                errors.append(error)
+    for highest, differ in itertools.product((8, 1), (True, False)):
+        feed = inputs(model, highest=highest, sizes_differ=differ)
+        try:
+            return feed, run.run(None, feed, quiet)
+        except Exception as error:  # noqa: BLE001 -- as above
+            errors.append(error)
     raise Difference(f"no random inputs were found that the original takes: {errors[0]}")
 
 
