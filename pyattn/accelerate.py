@@ -41,7 +41,8 @@ class Matched:
         return (
             f"{self.name} ({self.kind}): heads {self.heads or 'dynamic'}{grouped}, size "
             f"{self.head_size or 'dynamic'}, mask {self.mask}, "
-            f"{'causal' if self.causal else 'not causal'}, scale {self.scale:.6g} -> {self.function}"
+            f"{'causal' if self.causal else 'not causal'}, scale {self.scale:.6g} -> "
+            f"{self.function}"
         )
 
 
@@ -174,7 +175,6 @@ ScaledDotProductAttention
 def _read(model: Any) -> tuple[onnx.ModelProto, bytes | None, str]:
     """Return the model, the bytes that it came in, and the folder of its weights."""
     import onnx
-    from google.protobuf.message import DecodeError
 
     if isinstance(model, onnx.ModelProto):
         return model, None, ""
@@ -189,15 +189,14 @@ def _read(model: Any) -> tuple[onnx.ModelProto, bytes | None, str]:
             raise FileNotFoundError(f"accelerate: there is no file {file}")
         model, folder = file.read_bytes(), str(file.parent.resolve())
     try:
-        proto = onnx.ModelProto.FromString(model)
-    except DecodeError as error:
+        proto = onnx.load_model_from_string(model)
+    except Exception as error:
         raise ValueError(f"accelerate: this is not a readable ONNX model: {error}") from error
     return proto, model, folder
 
 
 def _rewritten(proto: onnx.ModelProto, folder: str) -> tuple[onnx.ModelProto, list[Any], list[Any]]:
     """Rewrite the model; ValueError where it is none."""
-    import onnx
 
     from pyattn.rewrite.engine import rewrite
 
@@ -208,7 +207,10 @@ def _rewritten(proto: onnx.ModelProto, folder: str) -> tuple[onnx.ModelProto, li
     try:
         return rewrite(proto, folder)
     except Exception as error:
-        raise ValueError(f"accelerate: the model is damaged: {error}") from error
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"accelerate: the model is damaged, or of no known kind: {what}"
+        ) from error
 
 
 def _locations(proto: onnx.ModelProto, folder: str) -> Iterator[Path]:

@@ -24,6 +24,13 @@ def normal(rng: np.random.Generator, *shape: int) -> Any:
     return rng.standard_normal(shape, dtype=np.float32)
 
 
+def described(name: str, array: Any) -> onnx.ValueInfoProto:
+    """An input whose sizes are dynamic but for the last, and for the heads of four axes."""
+    static = {array.ndim - 1} | ({1} if array.ndim == 4 else set())
+    sizes = [n if i in static else f"{name}{i}" for i, n in enumerate(array.shape)]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), sizes)
+
+
 def model_of(
     op_type: str,
     inputs: dict[str, Any],
@@ -38,14 +45,7 @@ def model_of(
     names = [name if array is not None else "" for name, array in inputs.items()]
     node = helper.make_node(op_type, names, outputs, domain=domain, name="attention", **attributes)
     given = {n: a for n, a in inputs.items() if a is not None}
-    declared = [
-        helper.make_tensor_value_info(
-            name, helper.np_dtype_to_tensor_dtype(array.dtype),
-            [f"{name}{i}" if i != 1 or array.ndim != 4 else n for i, n in enumerate(array.shape[:-1])]
-            + list(array.shape[-1:]),
-        )
-        for name, array in given.items() if name not in constants
-    ]  # fmt: skip
+    declared = [described(name, given[name]) for name in given if name not in constants]
     results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs if n]
     weights = [onnx.numpy_helper.from_array(given[name], name) for name in constants]
     graph = helper.make_graph([node], "attention", declared, results, weights)

@@ -27,13 +27,15 @@ LAYERS = [
     {"ops", "runtime"},
     {"grad", "io", "onnx_graph", "optim", "ort"},
     {"export", "attention"},
+    {"accelerate", "rewrite"},
     {"nn"},
     {"models"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 USES_CORE = {"attention", "interchange", "ops", "runtime"}
-USES_ONNX = {"export", "onnx_graph", "optim", "ort"}
-LAZY = {"onnx", "onnxruntime", "safetensors", "tokenizers", "tqdm", "ml_dtypes"}
+USES_ONNX = {"accelerate", "export", "onnx_graph", "optim", "ort", "rewrite"}
+LAZY = {"onnx", "onnx_ir", "onnxruntime", "safetensors", "tokenizers", "tqdm", "ml_dtypes"}
+IMPORTED_LAZILY = {"rewrite"}  # itself, so that it may import at once what it needs
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -65,9 +67,11 @@ def test_dependencies_point_one_way(path: Path) -> None:
             theirs = rest.split(".")[0]
             assert LEVEL[theirs] <= LEVEL[mine], f"{mine} imports {theirs}"
             assert theirs != "_core" or mine in USES_CORE
+            assert theirs not in IMPORTED_LAZILY or mine == theirs or not top, name
         elif first in LAZY:
-            assert not top, f"{path} imports {name} when it is imported itself"
-            assert first not in ("onnx", "onnxruntime") or mine in USES_ONNX
+            late = not top or mine in IMPORTED_LAZILY
+            assert late, f"{path} imports {name} when it is imported itself"
+            assert first not in ("onnx", "onnx_ir", "onnxruntime") or mine in USES_ONNX
         else:
             assert first in sys.stdlib_module_names or first == "numpy", name
 

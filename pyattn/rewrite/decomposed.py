@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from pyattn.rewrite import facts, scores
+from pyattn.rewrite import facts, masks, scores
 from pyattn.rewrite.facts import Unmatched
-from pyattn.rewrite.scores import Bias, Scores, is_wanted_elsewhere
+from pyattn.rewrite.scores import Scores, is_wanted_elsewhere
 from pyattn.rewrite.writer import Call, Draft, Writer
 
 KIND = "MatMul, Softmax, MatMul"
@@ -27,11 +27,10 @@ PRODUCTS = {"MatMul", "Einsum", "Gemm"}
 
 @dataclass
 class Found:
-    """The nodes of one attention: the softmax, what leads to it, the product that uses it."""
+    """What the weights of an attention are made of, and the product that uses them."""
 
     scores: Scores
     last: ir.Node
-    ranks: set[int]
 
 
 def looks_like_attention(softmax: ir.Node) -> bool:
@@ -65,41 +64,41 @@ def find(softmax: ir.Node) -> Found:
     axis = facts.attribute(softmax, "axis", -1)
     if source is None or count is None or axis not in (-1, count - 1):
         raise Unmatched("the softmax is not over the last axis")
-    last, ranks = _follow(weights, {count})
-    return Found(scores.read(source), last, ranks)
+    last = _follow(weights)
+    found = scores.read(source)
+    before, after = facts.dims(found.product.outputs[0]), facts.dims(source)
+    if before and after and any(a == 1 != b for a, b in zip(before, after, strict=False)):
+        raise Unmatched("a mask broadcasts the scores")
+    return Found(found, last)
 
 
-def _follow(weights: ir.Value, ranks: set[int]) -> tuple[ir.Node, set[int]]:
+def _follow(weights: ir.Value) -> ir.Node:
     """Walk on from the weights to the product with the values."""
     users = {node for node, _ in weights.uses()}
     guard = _nan_guard(weights, users)
     if guard is not None:
         if weights.is_graph_output():
             raise Unmatched("the weights are an output of the graph")
-        return _follow(guard.outputs[0], ranks)
+        return _follow(guard.outputs[0])
     if is_wanted_elsewhere(weights):
         what = "an output of the graph" if weights.is_graph_output() else "read elsewhere too"
         raise Unmatched(f"the weights are {what}")
-    (user,) = users or {None}
-    if user is None:
+    if not users:
         raise Unmatched("nobody reads the weights")
+    (user,) = users
     if user.domain == "" and user.op_type == "MatMul":
         if user.inputs[0] is not weights or user.inputs[1] is weights:
             raise Unmatched("the weights are not the first factor of the product with the values")
-        return user, ranks
-    passes = user.op_type in ("Cast", "Identity", "Reshape") or _is_idle_dropout(user)
+        return user
+    after = user.outputs[0]
+    passes = facts.is_passing(user) or user.op_type == "Reshape" or _is_idle_dropout(user)
     if user.domain != "" or not passes:
         raise Unmatched(
             f"{user.op_type} stands between the softmax and the product with the values"
         )
-    after = user.outputs[0]
-    if user.op_type == "Reshape":
-        before_sizes, after_sizes = facts.dims(weights), facts.dims(after)
-        if not before_sizes or not after_sizes:
-            raise Unmatched("a reshape of the weights may mix their rows")
-        if not facts.same(before_sizes[-2:], after_sizes[-2:]):
-            raise Unmatched("a reshape of the weights may mix their rows")
-    return _follow(after, ranks | {facts.rank(after) or 0})
+    if user.op_type == "Reshape" and not facts.keeps_rows(user):
+        raise Unmatched("a reshape of the weights may mix their rows")
+    return _follow(after)
 
 
 def _nan_guard(weights: ir.Value, users: set[ir.Node]) -> ir.Node | None:
@@ -143,9 +142,9 @@ def _scaled_input(node: ir.Node) -> tuple[ir.Value | None, float]:
         other = node.inputs[index]
         if not facts.is_one_number(other):
             continue
-        number = facts.scalar(other)
-        if number:
-            return node.inputs[1 - index], number if node.op_type == "Mul" else 1 / number
+        number, inner = facts.scalar(other), node.inputs[1 - index]
+        if number and facts.rank(inner) == facts.rank(node.outputs[0]):
+            return inner, number if node.op_type == "Mul" else 1 / number
     return None, 1.0
 
 
@@ -280,15 +279,15 @@ def _with_four_axes(
     """Give queries, keys, values and masks an axis of heads, and take it off the result."""
     last = found.last
     split = None if has_heads else _heads_to_split(found)
-    biases = [_four_axes(bias, split, has_heads, writer) for bias in found.scores.biases]
+    biases = [masks.with_four_axes(bias, split, has_heads, writer) for bias in found.scores.biases]
     if not has_heads:
         arrays = (writer.unsqueeze(x, 1) for x in (call.query, call.key, call.value))
         if split is not None:
             arrays = (writer.reshape(x, [-1, split, 0, 0]) for x in arrays)
         query, key, value = arrays
         call = replace(call, query=query, key=key, value=value, heads=split or 1)
-    _one_dtype(call, biases, writer)
-    call.mask, call.causal = _mask(biases, call, writer)
+    masks.to_one_dtype(call, biases, writer)
+    call.mask, call.causal = masks.combined(biases, call, writer)
     return call, last.outputs[0]
 
 
@@ -313,98 +312,3 @@ def _heads_to_split(found: Found) -> int | None:
     if not isinstance(heads, int):
         raise Unmatched("the number of heads in the batch is not known")
     return heads
-
-
-def _four_axes(bias: Bias, split: int | None, has_heads: bool, writer: Writer) -> Bias:
-    """Return a bias that broadcasts to (B, H, T, S)."""
-    known = facts.rank(bias.value)
-    if known is None or known > bias.rank:
-        raise Unmatched("the number of axes of a mask is not known")
-    if bias.rank == 4 or known < 3:
-        return bias
-    if has_heads:
-        raise Unmatched("a mask is added to scores that have heads and batch in one axis")
-    first = (facts.dims(bias.value) or [None])[0]
-    value = writer.unsqueeze(bias.value, 1)
-    if split is not None and first != 1:
-        value = writer.reshape(value, [-1, split, 0, 0])
-    return replace(bias, value=value)
-
-
-def _one_dtype(call: Call, biases: list[Bias], writer: Writer) -> None:
-    """Bring queries, keys, values and masks to one dtype: float32 where they differ.
-
-    So too where float16 scores are replaced by a finite number: pyattn adds in float32, where a row
-    that is masked everywhere would not come out the same.
-    """
-    names = ("query", "key", "value")
-    dtypes = {getattr(call, name).dtype for name in names}
-    dtypes |= {bias.value.dtype for bias in biases if bias.fill is None}
-    finite = any(bias.fill is not None and np.isfinite(bias.fill) for bias in biases)
-    if None in dtypes:
-        raise Unmatched("the dtype of an input is not known")
-    narrow = dtypes & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
-    if len(dtypes) == 1 and not (narrow and finite):
-        return
-    wide = ir.DataType.DOUBLE if ir.DataType.DOUBLE in dtypes else ir.DataType.FLOAT
-    for name in names:
-        setattr(call, name, writer.cast(getattr(call, name), wide))
-
-
-def _mask(biases: list[Bias], call: Call, writer: Writer) -> tuple[ir.Value | None, bool]:
-    """Return one mask for all biases, and whether queries see no later key."""
-    rest = [bias for bias in biases if not _is_causal(bias)]
-    is_causal = len(rest) < len(biases)
-    if not rest:
-        return None, is_causal
-    if all(bias.fill == -np.inf for bias in rest):
-        mask = _kept(rest[0], writer)
-        for bias in rest[1:]:
-            mask = writer.node("And", mask, _kept(bias, writer), dtype=ir.DataType.BOOL)
-        return mask, is_causal
-    total = None
-    for bias in rest:  # in the order of the graph: what is replaced forgets what was added before
-        total = _with_bias(total, bias, call.query.dtype, writer)
-    return total, is_causal
-
-
-def _kept(bias: Bias, writer: Writer) -> ir.Value:
-    if bias.where:
-        return bias.value
-    return writer.node("Not", bias.value, dtype=ir.DataType.BOOL)
-
-
-def _with_bias(
-    total: ir.Value | None, bias: Bias, dtype: ir.DataType | None, writer: Writer
-) -> ir.Value:
-    """Return the float mask ``total``, or zero, with one more bias."""
-    if dtype is None:
-        raise Unmatched("the dtype of the queries is not known")
-    if bias.fill is None:
-        value = writer.cast(bias.value, dtype)
-        if total is not None:
-            return writer.node("Add" if bias.sign == 1 else "Sub", total, value, dtype=dtype)
-        return value if bias.sign == 1 else writer.node("Neg", value, dtype=dtype)
-    fill = bias.fill if bias.fill <= scores.MASKED else np.finfo(np.float32).min
-    low = writer.constant(np.array(fill, dtype.numpy()))
-    kept = writer.constant(np.array(0, dtype.numpy())) if total is None else total
-    choice = (kept, low) if bias.where else (low, kept)
-    return writer.node("Where", bias.value, *choice, dtype=dtype)
-
-
-def _is_causal(bias: Bias) -> bool:
-    """Tell whether a constant mask is one that hides every later key and nothing else.
-
-    Each row sees a key then, so that how low the masked scores are makes no difference.
-    """
-    array = facts.constant(bias.value)
-    if array is None or array.ndim < 2 or array.shape[-1] != array.shape[-2]:
-        return False
-    if array.size != array.shape[-1] ** 2:
-        return False
-    square = array.reshape(array.shape[-2:])
-    seen = np.tri(len(square), dtype=bool)
-    if bias.fill is not None:
-        return bool((square.astype(bool) == (seen if bias.where else ~seen)).all())
-    masked = (square * bias.sign) <= scores.MASKED
-    return bool((masked == ~seen).all() and (square[seen] == 0).all())

@@ -11,9 +11,15 @@ from pyattn.accelerate import Left, Matched
 from pyattn.onnx_graph import DOMAIN
 from pyattn.rewrite import decomposed, facts, operators
 from pyattn.rewrite.facts import Unmatched
+from pyattn.rewrite.grouped import grouped
 from pyattn.rewrite.writer import OLDEST_OPSET, Call, Draft, Writer
 
-
+RULES = {
+    ("", "Attention"): operators.standard,
+    (operators.CONTRIB, "Attention"): operators.with_projections,
+    (operators.CONTRIB, "MultiHeadAttention"): operators.multi_head,
+    (operators.CONTRIB, "GroupQueryAttention"): grouped,
+}
 FUNCTIONS_SINCE = 8  # the version of the file format that has functions
 
 
@@ -36,7 +42,7 @@ def rewrite(
                 continue
             if node.domain == "" and node.op_type == "Softmax":
                 _attempt(draft, node, _softmax, matched, left)
-            elif operators.is_attention(node):
+            elif (node.domain, node.op_type) in RULES:
                 _attempt(draft, node, _operator, matched, left)
     if not matched:
         return proto, [], left
@@ -93,7 +99,7 @@ def _looks(function: ir.Function, node: ir.Node) -> bool:
     softmax = (
         node.domain == "" and node.op_type == "Softmax" and decomposed.looks_like_attention(node)
     )
-    return softmax or operators.is_attention(node)
+    return softmax or (node.domain, node.op_type) in RULES
 
 
 def _in_function(function: ir.Function, node: ir.Node) -> Left:
@@ -159,7 +165,7 @@ def _softmax(draft: Draft, node: ir.Node) -> tuple[Call, str]:
 def _operator(draft: Draft, node: ir.Node) -> tuple[Call, str]:
     writer = Writer(draft, node)
     try:
-        found = operators.rewrite(node, writer)
+        found = RULES[node.domain, node.op_type](node, writer)
         output, function = writer.call(found.call)
         output = writer.heads_last(output) if found.flat else output
         for old, new in ((node.outputs[0], output), *found.others):

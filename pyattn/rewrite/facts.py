@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from pyattn.dtypes import FLOATS
 from pyattn.tensor import Array
 
 Size = int | str | None  # a number, the name of a dynamic size, or nothing known
@@ -135,6 +136,18 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """Return the value of an attribute."""
     found = node.attributes.get(name)
     return default if found is None else found.value
+
+
+def is_passing(node: ir.Node) -> bool:
+    """Tell whether a node passes on the numbers it gets, but for their precision."""
+    floats = (str(x.dtype.numpy()) if x and x.dtype else "" for x in (*node.inputs, *node.outputs))
+    return node.op_type == "Identity" or (node.op_type == "Cast" and set(floats) <= set(FLOATS))
+
+
+def keeps_rows(reshape: ir.Node) -> bool:
+    """Tell whether a reshape certainly leaves the last two axes as they are."""
+    before, after = dims(reshape.inputs[0]), dims(reshape.outputs[0])
+    return before is not None and after is not None and same(before[-2:], after[-2:])
 
 
 def constant(value: ir.Value | None) -> Array | None:
@@ -270,7 +283,7 @@ def _multiplied(node: ir.Node) -> list[Size] | None:
 
 
 def _chosen(node: ir.Node) -> list[Size] | None:
-    """Return what ``Where(sizes == number, a, b)`` is: so PyTorch writes sizes that an Expand keeps."""
+    """Return ``Where(sizes == number, a, b)``: so PyTorch writes sizes that an Expand keeps."""
     test = producer(node.inputs[0], "Equal")
     if test is None:
         return None
@@ -330,8 +343,9 @@ def _age(size: Size) -> float:
 def broadcast(one: list[Size], other: list[Size]) -> list[Size]:
     """Return the sizes to which both broadcast."""
     count = max(len(one), len(other))
-    fronts = ([1] * (count - len(x)) + x for x in (one, other))
-    return [_wider(a, b) for a, b in zip(*fronts, strict=True)]
+    ones: list[Size] = [1]
+    first, second = (ones * (count - len(x)) + x for x in (one, other))
+    return [_wider(a, b) for a, b in zip(first, second, strict=True)]
 
 
 def _wider(a: Size, b: Size) -> Size:

@@ -39,6 +39,7 @@ class Scores:
     factors: list[tuple[str, ir.Value]] = field(default_factory=list)  # known at run time only
     softcap: float = 0.0
     biases: list[Bias] = field(default_factory=list)
+    rank: int = 0  # where the walk has come to
     ranks: set[int] = field(default_factory=set)
     shapes: list[ir.Node] = field(default_factory=list)  # nodes that ask for the product's shape
     heads: facts.Size = None  # where scores (B * H, T, S) become (B, H, T, S)
@@ -57,7 +58,7 @@ def read(value: ir.Value) -> Scores:
     rules = {"Add": _added, "Sub": _added, "Where": _replaced, "Mul": _scaled, "Div": _scaled}
     if node.op_type == "MatMul":
         found = Scores(node)
-    elif node.op_type in ("Cast", "Identity"):
+    elif facts.is_passing(node):
         found = read(_input(node, 0))
     elif node.op_type == "Reshape":
         found = _reshaped(node)
@@ -75,6 +76,9 @@ def read(value: ir.Value) -> Scores:
     found.shapes.extend(shapes)
     if rank not in (3, 4):
         raise Unmatched(f"the scores have {'an unknown number of' if rank is None else rank} axes")
+    if node.op_type not in ("MatMul", "Reshape") and rank != found.rank:
+        raise Unmatched(f"{node.op_type} adds axes to the scores")
+    found.rank = rank
     found.ranks.add(rank)
     return found
 
@@ -179,11 +183,10 @@ def _softcap(node: ir.Node) -> Scores | None:
 def _reshaped(node: ir.Node) -> Scores:
     """Pass (B * H, T, S) to (B, H, T, S) or back."""
     found = read(_input(node, 0))
-    before, after = facts.dims(node.inputs[0]), facts.dims(node.outputs[0])
-    if before is None or after is None or not facts.same(before[-2:], after[-2:]):
+    if not facts.keeps_rows(node):
         raise Unmatched("a reshape of the scores may mix their rows")
-    if len(after) == 4:
-        found.heads = after[1]
-    elif len(before) == 4:
-        found.heads = before[1]
+    for value in (node.inputs[0], node.outputs[0]):
+        known = facts.dims(value) or []
+        if len(known) == 4:
+            found.heads = known[1]
     return found

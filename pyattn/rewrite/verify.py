@@ -33,7 +33,7 @@ def compare(before: onnx.ModelProto, after: onnx.ModelProto, folder: str) -> flo
     for name, model in (("the original", before), ("the result", after)):
         try:
             runs[name] = session(model, folder=folder)
-        except Exception as error:  # noqa: BLE001 -- ONNX Runtime's errors have no common class
+        except Exception as error:
             raise Difference(f"ONNX Runtime does not load {name}: {error}") from error
     feed, expected = _first_that_runs(before, runs["the original"])
     try:
@@ -148,6 +148,7 @@ def _difference(name: str, expected: Any, found: Any) -> float:
     )
     if not difference <= bound:
         raise Difference(
-            f"the output {name} differs from the original's by {difference:.3g}, more than {bound:.3g}"
+            f"the output {name} differs from the original's by {difference:.3g}, more than "
+            f"{bound:.3g}"
         )
     return difference

@@ -34,7 +34,7 @@ class Call:
     depth: Size = None
     scale: float = 1.0
     softcap: float = 0.0
-    causal: bool | str = False
+    causal: bool = False
     window: tuple[int, int] | None = None
 
     @property
@@ -55,7 +55,7 @@ class Draft:
     @property
     def opset(self) -> int:
         """The version of ONNX's operators."""
-        return self.model.opset_imports.get("", 0)
+        return int(self.model.opset_imports.get("", 0))
 
 
 class Writer:
@@ -69,9 +69,13 @@ class Writer:
         self._written: list[ir.Node] = []
 
     def node(
-        self, op_type: str, *inputs: ir.Value | None, dtype: ir.DataType | None = None, domain: str = "",
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        dtype: ir.DataType | None = None,
+        domain: str = "",
         **attributes: Any,
-    ) -> ir.Value:  # fmt: skip
+    ) -> ir.Value:
         """Add a node; return its output."""
         # An output has a name that is nowhere else in the graph, nor in those around it.
         name = f"{self._anchor.outputs[0].name}/{op_type}_{len(self._written)}"
@@ -87,7 +91,7 @@ class Writer:
         """Return a constant."""
         tensor = ir.tensor(np.asarray(array))
         made = self.node("Constant", dtype=tensor.dtype, value=tensor)
-        made.shape = tensor.shape
+        made.shape = ir.Shape(np.shape(array))
         return made
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -99,7 +103,7 @@ class Writer:
         return made
 
     def reshape(self, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
-        """Return the value in another shape, in ONNX's terms: 0 keeps a size, -1 is what is left."""
+        """Return the value in another shape, as ONNX says it: 0 keeps a size, -1 is the rest."""
         return self.node(
             "Reshape", value, self.constant(np.array(sizes, np.int64)), dtype=value.dtype
         )
@@ -185,15 +189,17 @@ def remove_unused(node: ir.Node) -> None:
             made = value.producer()
             if made is not None:
                 waiting.append(made)
-            elif value.is_initializer() and not (
-                value.uses() or value.is_graph_input() or value.is_graph_output()
+            elif (
+                value.is_initializer()
+                and value.graph is not None
+                and not (value.uses() or value.is_graph_input() or value.is_graph_output())
             ):
-                value.graph.initializers.pop(value.name)
+                value.graph.initializers.pop(str(value.name))
 
 
 def _traced(call: Call, opset: int) -> tuple[onnx.FunctionProto, onnx.NodeProto]:
     """Return the function that an export of this call writes, and the node that calls it."""
-    dtype = call.query.dtype.numpy()
+    dtype = ir.DataType(call.query.dtype or 0).numpy()
     heads: Any = call.heads if isinstance(call.heads, int) else 1
     groups: Any = call.groups if isinstance(call.groups, int) else heads
     known: dict[str, Any] = {
@@ -211,8 +217,10 @@ def _traced(call: Call, opset: int) -> tuple[onnx.FunctionProto, onnx.NodeProto]
     graph = Graph(shared, taken=list(known))
     for name, tensor in known.items():
         graph.bind(tensor, name)
-    options: Any = {"scale": call.scale, "softcap": call.softcap, "window": call.window}
-    graph.add([scaled_dot_product_attention(**known, is_causal=call.causal, **options)])
+    made = scaled_dot_product_attention(
+        **known, is_causal=call.causal, scale=call.scale, softcap=call.softcap, window=call.window
+    )
+    graph.add([made])
     (body,) = (shared.functions or {}).values()
     for used in body.opset_import:
         used.version = min(used.version, opset)
