@@ -287,7 +287,8 @@ def _with_four_axes(
         query, key, value = arrays
         call = replace(call, query=query, key=key, value=value, heads=split or 1)
     masks.to_one_dtype(call, biases, writer)
-    call.mask, call.causal = masks.combined(biases, call, writer)
+    sizes = facts.dims(found.scores.product.outputs[0])
+    call.mask, call.causal = masks.combined(biases, call, sizes, writer)
     return call, last.outputs[0]
 
 

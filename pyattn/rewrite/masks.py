@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pyattn.dtypes import FLOATS
-from pyattn.rewrite import facts
-from pyattn.rewrite.facts import Unmatched
+from pyattn.rewrite import causal, facts
+from pyattn.rewrite.facts import Size, Unmatched
 from pyattn.rewrite.scores import MASKED, Bias
 from pyattn.rewrite.writer import Call, Writer
 
@@ -51,10 +51,15 @@ def to_one_dtype(call: Call, biases: list[Bias], writer: Writer) -> None:
         setattr(call, name, writer.cast(getattr(call, name), wide))
 
 
-def combined(biases: list[Bias], call: Call, writer: Writer) -> tuple[ir.Value | None, bool]:
-    """Return one mask for all biases, and whether queries see no later key."""
-    rest = [bias for bias in biases if not _is_causal(bias)]
-    is_causal = len(rest) < len(biases)
+def combined(
+    biases: list[Bias], call: Call, sizes: list[Size] | None, writer: Writer
+) -> tuple[ir.Value | None, bool]:
+    """Return one mask for all biases, and whether queries see no later key.
+
+    ``sizes`` are those of the scores.
+    """
+    rest = _without_causal(biases, sizes)
+    is_causal = rest is not biases
     if not rest:
         return None, is_causal
     if all(bias.fill == -np.inf for bias in rest):
@@ -66,6 +71,35 @@ def combined(biases: list[Bias], call: Call, writer: Writer) -> tuple[ir.Value |
     for bias in rest:  # in the order of the graph: what is replaced forgets what was added before
         total = _with_bias(total, bias, call.query.dtype, writer)
     return total, is_causal
+
+
+def _without_causal(biases: list[Bias], sizes: list[Size] | None) -> list[Bias]:
+    """Return what is left of the biases when queries see no later key; themselves if they may.
+
+    Where other biases hide every earlier key, a finite number at the later ones would be seen: only
+    -inf may then be taken out, and only if nothing is replaced by a finite number behind it.
+    """
+    split = [part for bias in biases for part in _conditions(bias)]
+    taken = [bias for bias in split if causal.is_causal(bias, sizes)]
+    if not taken:
+        return biases
+    rest = [bias for bias in split if bias not in taken and not _always_holds(bias)]
+    hides = all(bias.fill == -np.inf for bias in taken)
+    finite = any(bias.fill is not None and np.isfinite(bias.fill) for bias in rest)
+    return biases if rest and (finite or not hides) else rest
+
+
+def _always_holds(bias: Bias) -> bool:
+    return bias.fill is not None and bias.where and causal.is_true(bias.value)
+
+
+def _conditions(bias: Bias) -> list[Bias]:
+    """Return the conditions that must all hold for a key to be seen."""
+    both = facts.producer(bias.value, "And") if bias.fill == -np.inf and bias.where else None
+    if both is None or None in both.inputs:
+        return [bias]
+    parts = (replace(bias, value=value) for value in both.inputs if value is not None)
+    return [condition for part in parts for condition in _conditions(part)]
 
 
 def _kept(bias: Bias, writer: Writer) -> ir.Value:
@@ -90,26 +124,3 @@ def _with_bias(
     kept = writer.constant(np.array(0, dtype.numpy())) if total is None else total
     choice = (kept, low) if bias.where else (low, kept)
     return writer.node("Where", bias.value, *choice, dtype=dtype)
-
-
-def _is_causal(bias: Bias) -> bool:
-    """Tell whether a constant mask is one that hides every later key and nothing else.
-
-    Each row sees a key then, so that how low the masked scores are makes no difference.
-    """
-    array = facts.constant(bias.value)
-    if (
-        array is None
-        or array.dtype.kind not in "bf"
-        or array.ndim < 2
-        or array.shape[-1] != array.shape[-2]
-    ):
-        return False
-    if array.size != array.shape[-1] ** 2 or array.size == 1:  # that is broadcast
-        return False
-    square = array.reshape(array.shape[-2:])
-    seen = np.tri(len(square), dtype=bool)
-    if bias.fill is not None:
-        return bool((square.astype(bool) == (seen if bias.where else ~seen)).all())
-    masked = (square * bias.sign) <= MASKED
-    return bool((masked == ~seen).all() and (square[seen] == 0).all())

@@ -116,8 +116,8 @@ class First(torch.nn.Module):
         return self.model(**given, **cache)[0]
 
 
-def exported(peer: Peer, model: Any, path: Path, *, dynamo: bool) -> None:
-    """Write the file as a user of PyTorch would."""
+def exported(peer: Peer, module: Any, path: Path, *, dynamo: bool) -> None:
+    """Write the file as a user of PyTorch would; the module takes its inputs in a tuple."""
     names, inputs = list(peer.inputs), tuple(peer.inputs.values())
     more: dict[str, Any]
     if dynamo:
@@ -128,9 +128,7 @@ def exported(peer: Peer, model: Any, path: Path, *, dynamo: bool) -> None:
         more = {"dynamic_axes": peer.axes}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # theirs
-        torch.onnx.export(
-            First(model, names), inputs, str(path), dynamo=dynamo, input_names=names, **more
-        )
+        torch.onnx.export(module, inputs, str(path), dynamo=dynamo, input_names=names, **more)
 
 
 def strong(model: Any) -> Any:
@@ -150,7 +148,7 @@ def test_models_of_transformers(name: str, attention: str, dynamo: bool, tmp_pat
     peer = PEERS[name]
     model = strong(peer.build(attn_implementation=attention))
     path, fast = tmp_path / "model.onnx", tmp_path / "fast.onnx"
-    exported(peer, model, path, dynamo=dynamo)
+    exported(peer, First(model, list(peer.inputs)), path, dynamo=dynamo)
     result = pa.accelerate(path, fast)
     assert not result.left, str(result)
     assert len(result.matched) == peer.count
@@ -198,3 +196,23 @@ def test_standard_attention_of_the_exporter(tmp_path: Path) -> None:
     feed = dict(zip(names, (query.numpy(), key.numpy(), value.numpy()), strict=True))
     found = session(result.model).run(None, feed)[0]
     np.testing.assert_allclose(found, Layer()(query, key, value).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "legacy"])
+def test_causal_attention_of_pytorch(dynamo: bool, tmp_path: Path) -> None:
+    """``is_causal=True`` is a triangle in the file, and found as what it is."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, *arrays: Any) -> Any:
+            return torch.nn.functional.scaled_dot_product_attention(*arrays, is_causal=True)
+
+    names = ["query", "key", "value"]
+    arrays = {name: torch.randn(2, 4, 5, 8) for name in names}
+    axes = dict.fromkeys(names, {0: "batch", 2: "time"})
+    peer, path = Peer(Layer, arrays, axes, 1), tmp_path / "model.onnx"
+    exported(peer, Layer(), path, dynamo=dynamo)
+    result = pa.accelerate(path)
+    assert [(x.causal, x.mask) for x in result.matched] == [(True, "none")]
+    feed = {name: array.numpy() for name, array in arrays.items()}
+    found = session(result.model, folder=tmp_path).run(None, feed)[0]
+    np.testing.assert_allclose(found, Layer()(*arrays.values()).numpy(), atol=1e-5)
