@@ -26,7 +26,7 @@ def normal(rng: np.random.Generator, *shape: int) -> Any:
 
 def described(name: str, array: Any) -> onnx.ValueInfoProto:
     """An input whose sizes are dynamic but for the last, and for the heads of four axes."""
-    static = {array.ndim - 1} | ({1} if array.ndim == 4 else set())
+    static = {array.ndim - 1} - {0} | ({1} if array.ndim == 4 else set())
     sizes = [n if i in static else f"{name}{i}" for i, n in enumerate(array.shape)]
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), sizes)
 
@@ -103,7 +103,7 @@ def test_most_standard_cases_are_replaced() -> None:
     assert sum(counts) >= 60
 
 
-@pytest.mark.parametrize("mask", ["none", "padding", "rows", "bias", "both"])
+@pytest.mark.parametrize("mask", ["none", "padding", "rows", "lengths", "bias", "both"])
 @pytest.mark.parametrize("causal", [0, 1])
 def test_multi_head_attention(mask: str, causal: int, rng: np.random.Generator) -> None:
     keys = T if causal else S
@@ -114,6 +114,8 @@ def test_multi_head_attention(mask: str, causal: int, rng: np.random.Generator) 
     if mask == "rows":
         padding = np.ones((B, T, keys), np.int32)
         padding[1, :, -2:] = 0
+    if mask == "lengths":
+        padding = np.array([keys, keys - 2], np.int32)
     inputs = {
         "query": normal(rng, B, T, H * D),
         "key": normal(rng, B, keys, H * D),
@@ -123,6 +125,11 @@ def test_multi_head_attention(mask: str, causal: int, rng: np.random.Generator) 
         "attention_bias": normal(rng, 1, H, T, keys) if mask in ("bias", "both") else None,
     }
     model = model_of("MultiHeadAttention", inputs, ["y"], num_heads=H, unidirectional=causal)
+    if mask == "lengths":  # are told from other vectors by their number
+        for value in model.graph.input:
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        (vector,) = (v for v in model.graph.input if v.name == "bias")
+        vector.type.tensor_type.shape.dim[0].dim_value = H * (2 * D + E)
     name = "ScaledDotProductAttention" + "FloatMask" * (mask != "none") + "Causal" * causal
     result = replaced(model, given(inputs), name)
     (found,) = result.matched
@@ -254,7 +261,11 @@ def test_group_query_attention_of_a_padded_prompt(rng: np.random.Generator) -> N
 
 
 REFUSED = {
-    "a mask of lengths": ({"key_padding_mask": np.array([7, 5], np.int32)}, {}, "mask has 1 axes"),
+    "perhaps lengths": (
+        {"key_padding_mask": np.array([7, 5], np.int32)},
+        {},
+        "its mask has one axis, and may be more than lengths",
+    ),
     "packed": ({"key": None, "value": None}, {}, "packed"),
 }
 
@@ -275,3 +286,20 @@ def test_what_is_left_says_why(what: str, rng: np.random.Generator) -> None:
     (left,) = result.left
     assert (left.name, left.kind) == ("attention", f"{CONTRIB}::MultiHeadAttention")
     assert reason in left.reason
+
+
+def test_sizes_behind_operators_that_onnx_does_not_know(rng: np.random.Generator) -> None:
+    """As in a model that ONNX Runtime's optimizer wrote: ONNX's inference ends at the first."""
+    text = """<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>
+    g (float[B, T, 32] x, float[32] gain, int32[B] lengths) => (float[B, T, 32] y) {
+        n = com.microsoft.SkipLayerNormalization <epsilon = 0.1> (x, x, gain)
+        y = com.microsoft.MultiHeadAttention <num_heads = 4> (n, n, n, , lengths)
+    }"""
+    model = onnx.parser.parse_model(text)
+    result = pa.accelerate(model)
+    assert [m.function for m in result.matched] == ["ScaledDotProductAttentionFloatMask"]
+    assert (result.matched[0].heads, result.matched[0].head_size) == (4, 8)
+    lengths = np.array([5, 2], np.int32)
+    feed = {"x": normal(rng, 2, 5, 32), "gain": normal(rng, 32), "lengths": lengths}
+    expected, found = (session(m).run(None, feed)[0] for m in (model, result.model))
+    np.testing.assert_allclose(found, expected, atol=3e-6)

@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from pyattn.accelerate import Left, Matched
 from pyattn.onnx_graph import DOMAIN
-from pyattn.rewrite import decomposed, facts, operators
+from pyattn.rewrite import decomposed, operators
 from pyattn.rewrite.facts import Unmatched
 from pyattn.rewrite.grouped import grouped
+from pyattn.rewrite.inference import with_sizes
 from pyattn.rewrite.writer import OLDEST_OPSET, Call, Draft, Writer
 
 RULES = {
@@ -27,7 +28,7 @@ def rewrite(
     proto: onnx.ModelProto, folder: str
 ) -> tuple[onnx.ModelProto, list[Matched], list[Left]]:
     """Return the model with pyattn's functions, and what was replaced and what was not."""
-    model = facts.with_sizes(proto, folder)
+    model = with_sizes(proto, folder)
     draft = Draft(model, {f.name: f for f in proto.functions if f.domain == DOMAIN})
     matched: list[Matched] = []
     left = [

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from pyattn.dtypes import FLOATS
@@ -15,8 +13,6 @@ from pyattn.tensor import Array
 
 Size = int | str | None  # a number, the name of a dynamic size, or nothing known
 LARGEST = 2**20  # elements of a constant that is looked at: a mask may be, a weight is not
-MADE_UP = "unk__"  # what ONNX's inference calls a size that it has no name for, before a number
-ROUNDS = 8  # of inference at most; each may find sizes that the next one needs
 
 _ELEMENTWISE: dict[str, Any] = {
     "Identity": lambda x: x,
@@ -32,78 +28,6 @@ _SAME_ELEMENTS = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatte
 
 class Unmatched(Exception):  # noqa: N818 -- a finding, not a failure
     """Why something that looks like attention stays as it is."""
-
-
-def with_sizes(proto: onnx.ModelProto, folder: str) -> ir.Model:
-    """Return the model with every type and size that can be told.
-
-    ONNX's own inference, and between its rounds the sizes that follow from a ``-1`` in a reshape:
-    the number of heads is often written so. Large weights are not in it.
-    """
-    light = _without_weights(proto)
-    _check(light)
-    model = _read(_inferred(light), folder)
-    for _ in range(ROUNDS):
-        if not _solve_reshapes(model):
-            break
-        model = _read(_inferred(ir.to_proto(model)), folder)
-    return model
-
-
-def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which large initializers have a type and a shape only."""
-    light, graph = onnx.ModelProto(), onnx.GraphProto()
-    for part, whole in ((light, proto), (graph, proto.graph)):
-        for described, value in whole.ListFields():
-            if described.name in ("graph", "initializer"):
-                continue
-            if isinstance(value, (int, float, str, bytes)):
-                setattr(part, described.name, value)
-            else:
-                getattr(part, described.name).MergeFrom(value)
-    for tensor in proto.graph.initializer:
-        if math.prod(tensor.dims) <= LARGEST:
-            graph.initializer.append(tensor)
-        else:
-            kept = graph.initializer.add(
-                name=tensor.name, dims=tensor.dims, data_type=tensor.data_type, data_location=1
-            )
-            kept.external_data.add(key="location", value="weights that are not looked at")
-    light.graph.CopyFrom(graph)
-    return light
-
-
-def _check(light: onnx.ModelProto) -> None:
-    """Raise ValidationError for a graph that is none: cycles, missing inputs, wrong attributes.
-
-    Weights in files, and outputs without a shape, which ONNX Runtime takes, are left out of it.
-    """
-    graph = onnx.GraphProto(name="graph")
-    for field in ("node", "input", "value_info", "sparse_initializer"):
-        getattr(graph, field).MergeFrom(getattr(light.graph, field))
-    graph.output.extend(x for x in light.graph.output if x.type.tensor_type.HasField("shape"))
-    given = {x.name for x in graph.input}
-    for tensor in light.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            graph.initializer.append(tensor)
-        elif tensor.name not in given:
-            kind = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-            graph.input.append(onnx.helper.make_value_info(tensor.name, kind))
-    whole = onnx.ModelProto(ir_version=light.ir_version, functions=light.functions)
-    whole.opset_import.MergeFrom(light.opset_import)
-    whole.graph.CopyFrom(graph)
-    onnx.checker.check_model(whole)
-
-
-def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
-    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-
-
-def _read(proto: onnx.ModelProto, folder: str) -> ir.Model:
-    model = ir.from_proto(proto)
-    for graph in model.graphs():
-        ir.external_data.set_base_dir(graph, folder)
-    return model
 
 
 def dims(value: ir.Value | None) -> list[Size] | None:
@@ -300,85 +224,3 @@ def _chosen(node: ir.Node) -> list[Size] | None:
         else:
             result.append(None)
     return result
-
-
-def _solve_reshapes(model: ir.Model) -> bool:
-    """Set sizes that ONNX's inference does not find; tell whether there were any."""
-    changed = False
-    for graph in model.graphs():
-        for node in graph:
-            if node.domain or node.op_type not in ("Reshape", "Expand") or len(node.inputs) < 2:
-                continue
-            before, target = dims(node.inputs[0]), sizes(node.inputs[1])
-            if before is None or target is None:
-                continue
-            if node.op_type == "Expand":
-                after = broadcast(before, target)
-            else:
-                after = reshaped(before, target, keep_zero=not attribute(node, "allowzero", 0))
-            changed |= _refine(node.outputs[0], after)
-    return changed
-
-
-def _refine(value: ir.Value, found: list[Size]) -> bool:
-    known = dims(value)
-    if known is not None and len(known) != len(found):
-        return False
-    old = known or [None] * len(found)
-    new = [o if _age(o) <= _age(f) else f for o, f in zip(old, found, strict=True)]
-    if known is not None and new == old:
-        return False
-    value.shape = ir.Shape(new)
-    return True
-
-
-def _age(size: Size) -> float:
-    """Return how well a size is known: numbers, names of the model, names of inference by age."""
-    if size is None:
-        return np.inf
-    made_up = isinstance(size, str) and size.startswith(MADE_UP)
-    return int(str(size).removeprefix(MADE_UP)) if made_up else -isinstance(size, int) - 1
-
-
-def broadcast(one: list[Size], other: list[Size]) -> list[Size]:
-    """Return the sizes to which both broadcast."""
-    count = max(len(one), len(other))
-    ones: list[Size] = [1]
-    first, second = (ones * (count - len(x)) + x for x in (one, other))
-    return [_wider(a, b) for a, b in zip(first, second, strict=True)]
-
-
-def _wider(a: Size, b: Size) -> Size:
-    if a == 1:
-        return b
-    if b in (1, a):
-        return a
-    # Of two names, either may turn out to be 1.
-    return a if isinstance(a, int) else b if isinstance(b, int) else None
-
-
-def reshaped(before: list[Size], target: list[Size], *, keep_zero: bool) -> list[Size]:
-    """Return the sizes after a reshape, ``-1`` solved where the other sizes leave one answer."""
-    after: list[Size] = [
-        before[i] if size == 0 and keep_zero and i < len(before) else size
-        for i, size in enumerate(target)
-    ]
-    if after.count(-1) != 1:
-        return after
-    hole = after.index(-1)
-    after[hole] = None
-    rest = after[:hole] + after[hole + 1 :]
-    if None in before or None in rest:
-        return after
-    names = Counter(s for s in before if isinstance(s, str))
-    names.subtract(s for s in rest if isinstance(s, str))
-    left = [name for name, count in names.items() for _ in range(count)]
-    number = math.prod(s for s in before if isinstance(s, int))
-    divisor = math.prod(s for s in rest if isinstance(s, int))
-    if min(names.values(), default=0) < 0 or divisor == 0 or number % divisor:
-        return after
-    if not left:
-        after[hole] = number // divisor
-    elif len(left) == 1 and number == divisor:
-        after[hole] = left[0]
-    return after

@@ -88,13 +88,6 @@ def _starts(
     return first, writer.reshape(first, [-1])
 
 
-def _count(writer: Writer, size: ir.Value) -> ir.Value:
-    """Return 0, 1, ... up to a size."""
-    zero, one = (writer.constant(np.array(x, np.int64)) for x in (0, 1))
-    scalar = writer.node("Squeeze", size, writer.constant(np.array([0], np.int64)))
-    return writer.node("Range", zero, scalar, one)
-
-
 def _rotated(
     node: ir.Node,
     writer: Writer,
@@ -110,7 +103,7 @@ def _rotated(
     if cos is None or sin is None or not isinstance(half, int):
         raise Unmatched("the sizes of its rotary tables are not known")
     if places is None:
-        places = writer.node("Add", first, _count(writer, rows))
+        places = writer.node("Add", first, writer.count(rows))
     attributes: dict[str, Any] = {"interleaved": facts.attribute(node, "rotary_interleaved", 0)}
     if 2 * half != depth:
         attributes |= {"num_heads": heads, "rotary_embedding_dim": 2 * half}
@@ -124,7 +117,7 @@ def _places(
 ) -> ir.Value:
     """Return where each key of the cache lies in past and new keys joined, ``(B, 1, L, 1)``."""
     old = writer.size(past, 2)
-    position = _count(writer, writer.node("Max", old, total))
+    position = writer.count(writer.node("Max", old, total))
     since = writer.node("Sub", position, first)
     zero, one = (writer.constant(np.array([x], np.int64)) for x in (0, 1))
     is_new = writer.node(

@@ -154,27 +154,44 @@ def _require_mask(
             raise Unmatched(f"its mask is for {last} of {total} keys")
 
 
-def _padding(writer: Writer, node: ir.Node, mask: ir.Value | None, dtype: Any) -> ir.Value | None:
-    """Return what ONNX Runtime adds to the scores for a mask of ones and zeros."""
+def _padding(
+    writer: Writer, node: ir.Node, mask: ir.Value | None, key: ir.Value, dtype: Any
+) -> ir.Value | None:
+    """Return what ONNX Runtime adds to the scores for a mask of ones and zeros, or for lengths."""
     if mask is None:
         return None
     count = facts.rank(mask)
-    if count not in (2, 3):
+    if count == 1:
+        seen = _before_lengths(writer, node, mask, key)
+    elif count in (2, 3):
+        zero = writer.constant(np.array(0, mask.dtype.numpy() if mask.dtype else np.int32))
+        wide = writer.unsqueeze(mask, *((1, 2) if count == 2 else (1,)))
+        seen = writer.node("Greater", wide, zero)
+    else:
         raise Unmatched(f"its mask has {'an unknown number of' if count is None else count} axes")
-    zero = writer.constant(np.array(0, mask.dtype.numpy() if mask.dtype else np.int32))
-    wide = writer.unsqueeze(mask, *((1, 2) if count == 2 else (1,)))
     low = facts.attribute(node, "mask_filter_value", FILTER)
     numbers = (writer.constant(np.array(x, dtype.numpy())) for x in (0.0, low))
-    return writer.node("Where", writer.node("Greater", wide, zero), *numbers, dtype=dtype)
+    return writer.node("Where", seen, *numbers, dtype=dtype)
+
+
+def _before_lengths(writer: Writer, node: ir.Node, mask: ir.Value, key: ir.Value) -> ir.Value:
+    """Return which keys lie before the length of their entry, ``(B, 1, 1, S)``."""
+    made, batch = mask.producer(), (facts.dims(input_of(node, 0)) or [None])[0]
+    counted = made is not None and made.op_type == "EmbedLayerNormalization"
+    if not counted and (batch is None or facts.dims(mask) != [batch]):
+        raise Unmatched("its mask has one axis, and may be more than lengths")
+    lengths = writer.unsqueeze(writer.cast(mask, ir.DataType.INT64), 1, 2, 3)
+    return writer.node("Less", writer.count(writer.size(key, 2)), lengths)
 
 
 def _sum(writer: Writer, one: ir.Value, other: ir.Value) -> ir.Value:
     return writer.node("Add", one, other, dtype=one.dtype)
 
 
-def _bias(writer: Writer, node: ir.Node, mask: int, bias: int, dtype: Any) -> ir.Value | None:
+def _bias(writer: Writer, node: ir.Node, mask: int, bias: int, key: ir.Value) -> ir.Value | None:
     """Return the two inputs that say what is added to the scores, as one float mask."""
-    padding, added = _padding(writer, node, input_of(node, mask), dtype), input_of(node, bias)
+    padding = _padding(writer, node, input_of(node, mask), key, key.dtype)
+    added = input_of(node, bias)
     if padding is None or added is None:
         return added if padding is None else padding
     return _sum(writer, added, padding)
@@ -215,7 +232,7 @@ def multi_head(node: ir.Node, writer: Writer) -> Rewritten:
     past = input_of(node, 6)
     key, value = joined(writer, past, key), joined(writer, input_of(node, 7), value)
     call = Call(
-        query, key, value, _bias(writer, node, 4, 5, query.dtype), heads=heads, depth=depth,
+        query, key, value, _bias(writer, node, 4, 5, key), heads=heads, depth=depth,
         scale=scale_of(node, depth), causal=bool(facts.attribute(node, "unidirectional", 0)),
     )  # fmt: skip
     if call.causal and past is not None:
@@ -248,7 +265,7 @@ def with_projections(node: ir.Node, writer: Writer) -> Rewritten:
         old = [writer.node("Gather", past, i, axis=0) for i in one]
         key, value = joined(writer, old[0], key), joined(writer, old[1], value)
     call = Call(
-        query, key, value, _bias(writer, node, 3, 5, query.dtype), heads=heads, depth=depth,
+        query, key, value, _bias(writer, node, 3, 5, key), heads=heads, depth=depth,
         scale=scale_of(node, depth), causal=bool(facts.attribute(node, "unidirectional", 0)),
     )  # fmt: skip
     if call.causal and past is not None:

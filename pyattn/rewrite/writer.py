@@ -123,6 +123,12 @@ class Writer:
         index = self.constant(np.array([axis], np.int64))
         return self.node("Gather", self.node("Shape", value), index, dtype=ir.DataType.INT64)
 
+    def count(self, size: ir.Value) -> ir.Value:
+        """Return 0, 1, ... up to a size, which is a vector of one."""
+        zero, one = (self.constant(np.array(x, np.int64)) for x in (0, 1))
+        scalar = self.node("Squeeze", size, self.constant(np.array([0], np.int64)))
+        return self.node("Range", zero, scalar, one, dtype=ir.DataType.INT64)
+
     def heads_first(self, value: ir.Value, heads: int) -> ir.Value:
         """(B, T, heads * D) to (B, heads, T, D)."""
         return self.transpose(self.reshape(value, [0, 0, heads, -1]), (0, 2, 1, 3))

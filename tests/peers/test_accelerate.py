@@ -208,7 +208,7 @@ def test_causal_attention_of_pytorch(dynamo: bool, tmp_path: Path) -> None:
 
     names = ["query", "key", "value"]
     arrays = {name: torch.randn(2, 4, 5, 8) for name in names}
-    axes = dict.fromkeys(names, {0: "batch", 2: "time"})
+    axes = {name: {0: "batch", 2: "time"} for name in names}
     peer, path = Peer(Layer, arrays, axes, 1), tmp_path / "model.onnx"
     exported(peer, Layer(), path, dynamo=dynamo)
     result = pa.accelerate(path)
