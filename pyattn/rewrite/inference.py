@@ -11,25 +11,25 @@ import onnx_ir as ir
 
 from pyattn.onnx_graph import DOMAIN
 from pyattn.ort import session
-from pyattn.rewrite.facts import LARGEST, Size, attribute, dims, sizes
+from pyattn.rewrite.facts import LARGEST, Size, attribute, constant, dims, sizes
 
 MADE_UP = "unk__"  # what ONNX's inference calls a size that it has no name for, before a number
 ROUNDS = 8  # of inference at most; each may find sizes that the next one needs
 
 
 def with_sizes(proto: onnx.ModelProto, folder: str) -> ir.Model:
-    """Return the model with every type and size that can be told.
+    """Return the model with every type and size that can be told; large weights are not in it.
 
-    ONNX's own inference, and between its rounds the sizes that follow from a ``-1`` in a reshape:
-    the number of heads is often written so. What lies behind operators of ONNX Runtime's own, it is
-    asked for. Large weights are not in the model that is returned.
+    ONNX's own inference, and between its rounds the sizes that follow from a ``-1`` in a reshape,
+    for example: the number of heads is often written so. What lies behind operators of ONNX
+    Runtime's own, it is asked for.
     """
     light = _without_weights(proto)
     _check(light)
     model = _read(_inferred(light), folder)
     changed = _ask_runtime(proto, model, folder)
     for _ in range(ROUNDS):
-        if not _solve_reshapes(model) | changed:
+        if not _solve(model) | changed:
             break
         changed = False
         model = _read(_inferred(ir.to_proto(model)), folder)
@@ -117,22 +117,34 @@ def _read(proto: onnx.ModelProto, folder: str) -> ir.Model:
     return model
 
 
-def _solve_reshapes(model: ir.Model) -> bool:
+def _solve(model: ir.Model) -> bool:
     """Set sizes that ONNX's inference does not find; tell whether there were any."""
     changed = False
     for graph in model.graphs():
         for node in graph:
-            if node.domain or node.op_type not in ("Reshape", "Expand") or len(node.inputs) < 2:
-                continue
-            before, target = dims(node.inputs[0]), sizes(node.inputs[1])
-            if before is None or target is None:
-                continue
-            if node.op_type == "Expand":
-                after = broadcast(before, target)
-            else:
-                after = reshaped(before, target, keep_zero=not attribute(node, "allowzero", 0))
-            changed |= _refine(node.outputs[0], after)
+            found = _sizes_after(node) if not node.domain else None
+            if found is not None:
+                changed |= _refine(node.outputs[0], found)
     return changed
+
+
+def _sizes_after(node: ir.Node) -> list[Size] | None:
+    """Return the sizes of the output of a node that rearranges its input."""
+    if node.op_type not in ("Reshape", "Expand", "Slice") or len(node.inputs) < 2:
+        return None
+    before = dims(node.inputs[0])
+    if before is None:
+        return None
+    if node.op_type == "Slice":  # the axes that are not cut stay, whatever the bounds of the others
+        axes = constant(node.inputs[3]) if len(node.inputs) > 3 else None
+        cut = None if axes is None else {int(axis) % len(before) for axis in axes.flat}
+        return None if cut is None else [None if i in cut else n for i, n in enumerate(before)]
+    target = sizes(node.inputs[1])
+    if target is None:
+        return None
+    if node.op_type == "Expand":
+        return broadcast(before, target)
+    return reshaped(before, target, keep_zero=not attribute(node, "allowzero", 0))
 
 
 def _refine(value: ir.Value, found: list[Size]) -> bool:
