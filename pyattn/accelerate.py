@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -215,10 +215,11 @@ def _rewritten(proto: onnx.ModelProto, folder: str) -> tuple[onnx.ModelProto, li
 
 def _locations(proto: onnx.ModelProto, folder: str) -> Iterator[Path]:
     """Yield the files with weights; raise where one is outside the model's folder, or missing."""
-    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+    from onnx.external_data_helper import uses_external_data
 
+    nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
     seen = set()
-    for tensor in _get_all_tensors(proto):
+    for tensor in (*proto.graph.initializer, *_tensors(nodes)):
         if not uses_external_data(tensor):
             continue
         named = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
@@ -239,6 +240,15 @@ def _locations(proto: onnx.ModelProto, folder: str) -> Iterator[Path]:
         if not file.resolve().is_relative_to(folder):
             raise ValueError(f"accelerate: weights lie outside the model's folder: {named!r}")
         yield Path(named)
+
+
+def _tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors in the attributes of nodes, and in branches and loops."""
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from graph.initializer
+            yield from _tensors(graph.node)
 
 
 def _write(content: bytes, target: Path, locations: list[Path], folder: str) -> None:

@@ -68,6 +68,17 @@ LEFT = {
                "float[B, T, 8] q, float[8, 5] k, float[5, 8] v", "float[B, T, 8] y"),
         "axes; expected 3 or 4",
     ),
+    "weights of eight bits": (
+        parsed("scores = MatMul(q, k) weights = Softmax(scores) "
+               "d, s, z = DynamicQuantizeLinear(weights) y = MatMulInteger(d, v, z)",
+               f"{Q}, {K}, uint8[B, 4, S, 8] v", "int32[B, 4, T, 8] y"),
+        "DynamicQuantizeLinear stands between the softmax and the product with the values",
+    ),
+    "a sum of products": (
+        parsed("scores = MatMul(q, k) weights = Softmax(scores) "
+               "y = Einsum <equation = \"bhts,bhsd->bhtd\"> (weights, v)"),
+        "Einsum stands between the softmax and the product with the values",
+    ),
     "a batch of one": (
         parsed(ATTENTION, f"float[1, 4, T, 8] q, {K}, {V}"),
         "a product broadcasts axis 0, of sizes ['1', 'B']",

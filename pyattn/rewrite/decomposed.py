@@ -20,9 +20,9 @@ NEAR = 12  # nodes; as far as a product is looked for
 BETWEEN = {
     *("Cast", "Identity", "Mul", "Div", "Add", "Sub", "Where", "Reshape", "Transpose", "Dropout"),
     *("Max", "Min", "Clip", "Tanh", "Neg", "Unsqueeze", "Squeeze", "Expand", "IsNaN", "Concat"),
-    *("Slice", "Split"),
+    *("Slice", "Split", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
 }
-PRODUCTS = {"MatMul", "Einsum", "Gemm"}
+PRODUCTS = {"MatMul", "Einsum", "Gemm", "FusedMatMul", "MatMulInteger", "QLinearMatMul"}
 
 
 @dataclass
