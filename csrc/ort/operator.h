@@ -1,0 +1,87 @@
+// The operators: what goes in and what comes out, as ONNX Runtime asks for it.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "ort/api.h"
+#include "ort/variant.h"
+
+namespace pyattn::ort {
+
+// What an input means. The number of a role is its place in the arrays of a call.
+enum class Role : std::uint8_t {
+  query,
+  key,
+  value,
+  v,
+  centre,
+  mask,
+  lengths,
+  starts,
+  slopes,
+  sinks,
+  query_offsets,
+  key_offsets,
+};
+inline constexpr std::size_t kRoles = 12;
+
+const char* role_name(Role role);
+
+struct Input {
+  Role role;
+  ElementType type;  // any: int32 or int64
+  bool present;
+};
+
+// The length of an axis of a result: that of an axis of an input, or fixed.
+struct Axis {
+  Role input = Role::query;
+  std::size_t axis = 0;
+  std::int64_t fixed = -1;
+};
+
+struct Result {
+  Output output;
+  ElementType type;
+  std::vector<Axis> shape;
+};
+
+class Call;
+
+// `threads`: how many of the session's threads a kernel uses at most.
+class Operator : public OrtCustomOp {
+ public:
+  Operator(const Api& api, std::string name, const Variant& variant, int threads);
+  Operator(const Operator&) = delete;
+  Operator& operator=(const Operator&) = delete;
+
+  const Api& api() const { return api_; }
+  const std::string& name() const { return name_; }
+  const Variant& variant() const { return variant_; }
+  const std::vector<Input>& inputs() const { return inputs_; }
+  const std::vector<Result>& results() const { return results_; }
+  int threads() const { return threads_; }
+
+  void run(const Call& call) const { compute_(call); }
+
+ private:
+  Api api_;
+  std::string name_;
+  Variant variant_;
+  std::vector<Input> inputs_;
+  std::vector<Result> results_;
+  int threads_;
+  void (*compute_)(const Call&);
+};
+
+// What Operator chooses among: one of each per element type, instantiated beside its definition.
+template <class X>
+void compute_attention(const Call& call);
+template <class X>
+void compute_varlen(const Call& call);
+template <class X>
+void compute_local(const Call& call);
+
+}  // namespace pyattn::ort
