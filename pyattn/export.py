@@ -273,7 +273,7 @@ def _verify(model: Callable[..., Any], proto: onnx.ModelProto, given: Mapping[st
     from pyattn.ort import session
 
     try:
-        run = session(proto)
+        run = session(proto, accelerate=False)
     except Exception as error:
         raise VerificationError(f"export: ONNX Runtime does not load the file: {error}") from error
     for sizes in _other_sizes(given):

@@ -218,7 +218,7 @@ class Graph:
     def _lower(self, node: Node) -> None:
         is_attention = node.op.function is not None
         written = node
-        if is_attention and self._shared.attention_outputs:
+        if is_attention and node.op.has_weights and self._shared.attention_outputs:
             written = _with_weights(node)
         names = [self._name(x) for x in node.inputs]
         if node.op.function is not None and self._shared.functions is not None:

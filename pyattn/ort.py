@@ -1,14 +1,15 @@
 """ONNX Runtime sessions: settings that suit attention models, and pyattn's kernels inside them.
 
 A file that pyattn exported calls functions of the domain ``pyattn``, whose bodies it carries. The
-library of :func:`custom_ops_library` has operators of the same names, which run the fused kernels of
-this package on the session's threads; ONNX Runtime prefers them to the bodies.
+library of :func:`custom_ops_library` has operators of the same names, which run the fused kernels
+of this package on the session's threads; ONNX Runtime prefers them to the bodies.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,9 @@ def has_kernel(operator: str) -> bool:
 
 
 def _folder() -> Path:
-    return Path(runtime.__file__).parent
+    """Return where the compiled parts are; not beside this file where it was installed editable."""
+    core = importlib.util.find_spec("pyattn._core")
+    return Path(core.origin if core and core.origin else __file__).parent
 
 
 @functools.cache

@@ -109,6 +109,8 @@ class Op:
         the first, ``"weights"`` among them if asked for.
     optional:
         How many of the last inputs may be None.
+    has_weights:
+        Whether ``aux`` of a mechanism knows ``"weights"``.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Op:
     arguments: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     optional: int = 0
+    has_weights: bool = True
 
     def __post_init__(self) -> None:
         if self.name in REGISTRY:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import pyattn as pa
 from pyattn import nn, ops
-from pyattn.ort import session
 
 
 class Reader(nn.Module):
@@ -69,7 +68,7 @@ def test_a_traced_loop_is_one_node(reader: Any, inputs: Any, opset: int, functio
     assert "attention.key.weight.T" not in read
 
 
-def test_every_number_of_steps_in_one_file(reader: Any, inputs: Any) -> None:
+def test_every_number_of_steps_in_one_file(reader: Any, inputs: Any, session: Any) -> None:
     run = session(pa.export(reader, inputs))
     source, lengths = inputs["source"].example, inputs["lengths"].example
     for steps in (1, 2, 11):
@@ -81,7 +80,7 @@ def test_every_number_of_steps_in_one_file(reader: Any, inputs: Any) -> None:
         assert found[1].shape[1] <= steps
 
 
-def test_it_stops_in_the_step_that_says_so(inputs: Any) -> None:
+def test_it_stops_in_the_step_that_says_so(inputs: Any, session: Any) -> None:
     def model(source: Any) -> Any:
         last, counts = ops.loop(
             lambda n: (n + 1, n, ops.all(ops.greater(n, 3))), ops.arange_like(source, 0), 50
@@ -97,7 +96,9 @@ def test_it_stops_in_the_step_that_says_so(inputs: Any) -> None:
             assert last.tolist() == [row + 5 for row in range(rows)]
 
 
-def test_weights_of_each_step_are_outputs_on_request(reader: Any, inputs: Any) -> None:
+def test_weights_of_each_step_are_outputs_on_request(
+    reader: Any, inputs: Any, session: Any
+) -> None:
     proto = pa.export(reader, inputs, attention_outputs=True)
     *_, shown = proto.graph.output
     assert shown.name == "attention_weights_0"
@@ -171,7 +172,7 @@ def test_adding_and_looking_up_along_an_axis_are_adjoint(data: Any, seed: int) -
 
 
 @pytest.mark.parametrize("outside", [-1, 4])
-def test_indices_outside_are_refused_in_onnx_too(outside: int) -> None:
+def test_indices_outside_are_refused_in_onnx_too(outside: int, session: Any) -> None:
     x = np.ones((2, 4), np.float32)
     places = pa.Input(np.array([[0, 1], [3, 2]]), ("B", None))
     inputs = {"x": pa.Input(x, ("B", None)), "places": places}

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 import pyattn as pa
 from pyattn import nn
-from pyattn.ort import session
 from tests import reference
 from tests.draws import EDGES, FLOATS, draw_layout, draw_lengths, draw_mask, poison
 from tests.naive_luong import naive_luong
@@ -181,7 +180,9 @@ def test_the_common_call_has_the_bits_of_the_others(rng: Any, score: Any, align:
 @pytest.mark.parametrize("dtype", FLOATS[2:])
 @pytest.mark.parametrize("align", ALIGNMENTS)
 @pytest.mark.parametrize("score", SCORES)
-def test_half_types_have_gradients_and_onnx(rng: Any, score: Any, align: Any, dtype: Any) -> None:
+def test_half_types_have_gradients_and_onnx(
+    rng: Any, score: Any, align: Any, dtype: Any, session: Any
+) -> None:
     shapes: dict[str, tuple[int, ...]] = {"query": (2, 5, 6), "key": (2, 7, 6)}
     more = {"general": (6, 6), "concat": (8, 12), "location": (9, 6)}
     if score in more:

@@ -13,7 +13,6 @@ import pytest
 
 import pyattn as pa
 from pyattn.models import Bert, BertConfig, SentenceEncoder
-from pyattn.ort import session
 from tests import reference
 
 SENTENCES = [
@@ -61,7 +60,7 @@ def test_sentences_are_cut_to_the_length_of_the_checkpoint(encoder: SentenceEnco
 
 @pytest.mark.parametrize("options", [{}, {"functions": False}, {"opset": 18}])
 def test_the_exported_file_computes_the_same(
-    encoder: SentenceEncoder, options: dict[str, Any], tmp_path: Path
+    encoder: SentenceEncoder, options: dict[str, Any], tmp_path: Path, session: Any
 ) -> None:
     path = tmp_path / "minilm.onnx"
     proto = pa.export(encoder, encoder.example_inputs(), path, **options)
@@ -89,7 +88,7 @@ def test_the_tokenizer_travels_with_the_file(encoder: SentenceEncoder, tmp_path:
     )
 
 
-def test_attention_outputs_of_every_layer(encoder: SentenceEncoder) -> None:
+def test_attention_outputs_of_every_layer(encoder: SentenceEncoder, session: Any) -> None:
     proto = pa.export(encoder, encoder.example_inputs(), attention_outputs=True, verify=False)
     feed = encoder.tokenize(SENTENCES[:2])
     _, *maps = session(proto).run(None, feed)

@@ -57,7 +57,8 @@ class Call {
   std::array<bool, kRoles> present_ = {};
 };
 
-// The shapes of the results from those of the inputs, where names stand for dynamic sizes.
+// The shapes of the results from those of the inputs, where names stand for dynamic sizes. ONNX
+// Runtime before 1.24 dereferences a null pointer on the way here if an input is left out.
 OrtStatus* infer_shapes(const OrtCustomOp* op, OrtShapeInferContext* context);
 
 // Dense, as ONNX Runtime's tensors are.

@@ -1,6 +1,6 @@
 #include "ort/operator.h"
 
-#include <memory>
+#include <algorithm>
 #include <utility>
 
 #include "ort/call.h"
@@ -129,13 +129,12 @@ const char* role_name(Role role) {
   return kNames[static_cast<std::size_t>(role)];
 }
 
-Operator::Operator(const Api& api, std::string name, const Variant& variant, int threads)
+Operator::Operator(const Host& host, std::string name, const Variant& variant)
     : OrtCustomOp{},
-      api_(api),
+      host_(host),
       name_(std::move(name)),
       variant_(variant),
       inputs_(inputs_of(variant)),
-      threads_(threads),
       compute_(compute_of(variant)) {
   for (const Output output : variant.outputs) results_.push_back(result_of(variant, output));
   version = kInterface;
@@ -157,7 +156,9 @@ Operator::Operator(const Api& api, std::string name, const Variant& variant, int
   create_kernel_v2 = ort::create_kernel;
   kernel_compute_v2 = ort::compute;
   kernel_destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  infer_output_shape = infer_shapes;
+  const bool complete =
+      std::all_of(inputs_.begin(), inputs_.end(), [](const Input& input) { return input.present; });
+  if (complete || host.infers_optionals) infer_output_shape = infer_shapes;
   get_start_version = [](const OrtCustomOp*) { return 1; };
   get_end_version = [](const OrtCustomOp*) { return 0x7fffffff; };
 }

@@ -50,29 +50,34 @@ struct Result {
 
 class Call;
 
-// `threads`: how many of the session's threads a kernel uses at most.
+// What is known of the ONNX Runtime that registers the operators.
+struct Host {
+  Api api;
+  int threads;            // of the session, that a kernel uses at most
+  bool infers_optionals;  // see infer_shapes
+};
+
 class Operator : public OrtCustomOp {
  public:
-  Operator(const Api& api, std::string name, const Variant& variant, int threads);
+  Operator(const Host& host, std::string name, const Variant& variant);
   Operator(const Operator&) = delete;
   Operator& operator=(const Operator&) = delete;
 
-  const Api& api() const { return api_; }
+  const Api& api() const { return host_.api; }
   const std::string& name() const { return name_; }
   const Variant& variant() const { return variant_; }
   const std::vector<Input>& inputs() const { return inputs_; }
   const std::vector<Result>& results() const { return results_; }
-  int threads() const { return threads_; }
+  int threads() const { return host_.threads; }
 
   void run(const Call& call) const { compute_(call); }
 
  private:
-  Api api_;
+  Host host_;
   std::string name_;
   Variant variant_;
   std::vector<Input> inputs_;
   std::vector<Result> results_;
-  int threads_;
   void (*compute_)(const Call&);
 };
 

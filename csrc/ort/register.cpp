@@ -6,12 +6,15 @@
 // them, asks for others instead; names that have no kernel here are passed over, and their
 // functions run. "pyattn.threads" bounds the threads that a kernel asks the session for.
 #include <algorithm>
+#include <cstdlib>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <tuple>
 
+#include "core/environment.h"
 #include "core/parallel.h"
 #include "ort/operator.h"
 
@@ -68,16 +71,23 @@ int threads_of(const std::string& text) {
   return count;
 }
 
+// Of a version 1.minor.patch; what comes behind 1 has every minor version.
+int minor_version(const std::string& version) {
+  if (!version.starts_with("1.")) return std::numeric_limits<int>::max();
+  return std::atoi(version.c_str() + 2);
+}
+
 // A domain and its operators must outlive the sessions that they are registered with, and nobody
 // says when those end. Sessions that ask for the same share them.
 class Domain {
  public:
-  Domain(const Api& api, const std::vector<std::string>& names, int threads) {
+  Domain(const Host& host, const std::vector<std::string>& names) {
+    const Api& api = host.api;
     api.call(entry::create_custom_op_domain, kDomain, &handle_);
     for (const std::string& name : names) {
       const auto variant = parse_name(name);
       if (!variant) continue;
-      operators_.push_back(std::make_unique<Operator>(api, name, *variant, threads));
+      operators_.push_back(std::make_unique<Operator>(host, name, *variant));
       api.call(entry::custom_op_domain_add, handle_,
                static_cast<const OrtCustomOp*>(operators_.back().get()));
     }
@@ -90,15 +100,15 @@ class Domain {
   std::vector<std::unique_ptr<Operator>> operators_;
 };
 
-OrtCustomOpDomain* domain_for(const Api& api, const std::string& names, int threads) {
+OrtCustomOpDomain* domain_for(const Host& host, const std::string& names) {
   using Key = std::tuple<OrtApi*, std::string, int>;
   static std::mutex mutex;
   static auto& domains = *new std::map<Key, std::unique_ptr<Domain>>;
   const std::scoped_lock lock(mutex);
-  auto& domain = domains[{api.entries(), names, threads}];
+  auto& domain = domains[{host.api.entries(), names, host.threads}];
   if (!domain) {
     const auto wanted = names.empty() ? usual_operators() : split(names);
-    domain = std::make_unique<Domain>(api, wanted, threads);
+    domain = std::make_unique<Domain>(host, wanted);
   }
   return domain->handle();
 }
@@ -115,9 +125,13 @@ extern "C" PYATTN_EXPORT pyattn::ort::OrtStatus* RegisterCustomOps(
   if (entries == nullptr) return nullptr;
   const Api api(entries);
   return api.guarded("pyattn", [&] {
-    const int threads = threads_of(session_entry(api, options, "pyattn.threads"));
+    static const bool once = (pyattn::read_environment(), true);
+    static_cast<void>(once);
+    const Host host{.api = api,
+                    .threads = threads_of(session_entry(api, options, "pyattn.threads")),
+                    .infers_optionals = minor_version(base->get_version_string()) >= 24};
     const std::string names = session_entry(api, options, "pyattn.operators");
-    api.call(entry::add_custom_op_domain, options, domain_for(api, names, threads));
+    api.call(entry::add_custom_op_domain, options, domain_for(host, names));
   });
 }
 

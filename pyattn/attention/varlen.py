@@ -179,14 +179,21 @@ def _vjp(
     return (*by_kernel, None, None, None, grad_sinks)
 
 
+def _function(node: Node) -> str:
+    return "VarlenAttention" + graph.variant_name(node, None, None, None, *node.inputs[5:])
+
+
 VARLEN = Op(
     "varlen",
     _eval,
     _shape,
     vjp=_vjp,
     expand=_expand,
+    function=_function,
     arguments=("query", "key", "value", *OFFSETS, "alibi_slopes", "sinks"),
+    attributes=("scale",),
     optional=2,
+    has_weights=False,
 )
 
 
