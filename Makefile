@@ -72,10 +72,14 @@ test-cpp: $(VENV)/installed
 	$(BIN)/cmake --build --preset dev
 	$(BIN)/ctest --preset dev
 
-sanitize: $(VENV)/installed  ## run the C++ tests under the address, undefined and thread sanitizers
+sanitize: $(VENV)/installed  ## run the C++ tests, and the operators' fuzz test, under sanitizers
 	for preset in asan-ubsan tsan; do \
 	  $(call configure,$$preset) && $(BIN)/cmake --build --preset $$preset && \
 	  $(BIN)/ctest --preset $$preset || exit 1; done
+	@# The operators inside ONNX Runtime itself; Python keeps what it allocates, so no search for leaks.
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYATTN_TEST_ORT_LIBRARY=build/asan-ubsan/pyattn_ort.so \
+	  $(BIN)/python -m pytest tests/test_ort_fuzz.py
 
 test-neon: $(VENV)/installed  ## run the C++ tests for ARM under qemu (needs g++-aarch64-linux-gnu, qemu-user)
 	$(call configure,neon)

@@ -219,6 +219,23 @@ def test_results_have_shapes_before_anything_runs(rng: Any) -> None:
     assert session(proto).get_outputs()[0].shape == ["b", 4, "t", 16]
 
 
+def test_sizes_without_names_stay_unknown(rng: Any) -> None:
+    """Not -1: then the product behind would not fit."""
+    proto = free_model()
+    node = helper.make_node("MatMul", ["out", "factor"], ["y"])
+    proto.graph.node.append(node)
+    for given in proto.graph.input[:3]:
+        shape = given.type.tensor_type.shape
+        for size in (None, 4, None, None):
+            axis = shape.dim.add()
+            if size:
+                axis.dim_value = size
+    proto.graph.input.append(helper.make_tensor_value_info("factor", TensorProto.FLOAT, [16, 3]))
+    proto.graph.output[0].name = "y"
+    feed = free_inputs() | {"factor": rng.standard_normal((16, 3)).astype(np.float32)}
+    assert session(proto).run(None, feed)[0].shape == (2, 4, 5, 3)
+
+
 BAD = {
     "query and key must share D; got query (2, 4, 5, 16), key (2, 4, 9, 8)": {"key": (2, 4, 9, 8)},
     "key and value must share S; got": {"value": (2, 4, 8, 16)},

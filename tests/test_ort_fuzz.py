@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from pyattn import ort
 from pyattn.ort import has_kernel, session
 
 FLOAT, BOOL, INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
@@ -137,6 +141,14 @@ def feeds(draw: Any, operator: tuple[str, list[str], int]) -> dict[str, Any]:
                 array.flat[0] = draw(st.sampled_from([np.nan, np.inf, -np.inf, 1e38]))
         feed[label] = array
     return feed
+
+
+@pytest.fixture(autouse=True)
+def library(monkeypatch: Any) -> None:
+    """Take the library that the environment names: one with a sanitizer."""
+    if path := os.environ.get("PYATTN_TEST_ORT_LIBRARY"):
+        monkeypatch.setattr(ort, "custom_ops_library", lambda: path)
+        monkeypatch.setattr(ort, "_library", functools.cache(ort._library.__wrapped__))
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))

@@ -6,11 +6,9 @@
 namespace pyattn::ort {
 namespace {
 
-constexpr std::int64_t kDynamic = -1;
-
 struct Shape {
-  std::vector<std::int64_t> sizes;
-  std::vector<const char*> names;  // of dynamic sizes; "" for the others
+  std::vector<std::int64_t> sizes;  // -1: dynamic
+  std::vector<const char*> names;   // of dynamic sizes; "" for the others, or where there is none
 };
 
 // Nothing where the shape of the input is not known.
@@ -29,7 +27,8 @@ Shape input_shape(const Api& api, OrtShapeInferContext* context, std::size_t ind
   return shape;
 }
 
-// Whether all axes of the result are known by size or by name.
+// Whether all axes of the result are known by size or by name: ONNX Runtime would take an axis that
+// is neither for one of size -1.
 bool result_shape(const Operator& op, const Result& result, const std::vector<Shape>& inputs,
                   Shape& shape) {
   for (const Axis& axis : result.shape) {
@@ -41,17 +40,17 @@ bool result_shape(const Operator& op, const Result& result, const std::vector<Sh
     std::size_t place = 0;
     while (op.inputs()[place].role != axis.input) ++place;
     if (place >= inputs.size() || axis.axis >= inputs[place].sizes.size()) return false;
-    shape.sizes.push_back(inputs[place].sizes[axis.axis]);
-    shape.names.push_back(inputs[place].names[axis.axis]);
+    const std::int64_t size = inputs[place].sizes[axis.axis];
+    const char* name = inputs[place].names[axis.axis];
+    if (size < 0 && *name == '\0') return false;
+    shape.sizes.push_back(size);
+    shape.names.push_back(name);
   }
   return true;
 }
 
 void set_result(const Api& api, OrtShapeInferContext* context, std::size_t index, ElementType type,
                 Shape& shape) {
-  for (std::int64_t& size : shape.sizes) {
-    if (size < 0) size = kDynamic;
-  }
   Owned<OrtTensorTypeAndShapeInfo> info(api);
   api.call(entry::create_tensor_type_and_shape_info, info.place());
   api.call(entry::set_tensor_element_type, info.get(), type);
