@@ -108,23 +108,29 @@ void dot_unpacked(const Unpacked<typename V::Scalar, N>& matrix, const typename 
                   std::int64_t depth, typename V::Scalar* sums) {
   using T = typename V::Scalar;
   constexpr int L = V::kLanes;
+  const T* rows[N][L];
+  int count[N];
+  V sum[N];
   for (int n = 0; n < N; ++n) {
-    V sum = V::broadcast(T(0));
-    const int count = matrix.count[n] < 0   ? 0
-                      : matrix.count[n] < L ? static_cast<int>(matrix.count[n])
-                                            : L;
-    const T* rows[L];
+    count[n] = matrix.count[n] < 0   ? 0
+               : matrix.count[n] < L ? static_cast<int>(matrix.count[n])
+                                     : L;
     for (int lane = 0; lane < L; ++lane) {
-      rows[lane] = matrix.first[n] + (lane < count ? lane : 0) * matrix.step;
+      rows[n][lane] = matrix.first[n] + (lane < count[n] ? lane : 0) * matrix.step;
     }
-    for (std::int64_t d = 0; count > 0 && d < depth; d += L) {
-      const int width = depth - d < L ? static_cast<int>(depth - d) : L;
-      V square[L];
-      load_square<V>(rows, count, d, width, square);
-      for (int c = 0; c < width; ++c) sum = V::fma(square[c], V::broadcast(row[d + c]), sum);
-    }
-    sum.store(sums + n * L);
+    sum[n] = V::broadcast(T(0));
   }
+  // The registers take turns: a single chain of multiply-adds is all latency.
+  for (std::int64_t d = 0; d < depth; d += L) {
+    const int width = depth - d < L ? static_cast<int>(depth - d) : L;
+    for (int n = 0; n < N; ++n) {
+      if (count[n] == 0) continue;
+      V square[L];
+      load_square<V>(rows[n], count[n], d, width, square);
+      for (int c = 0; c < width; ++c) sum[n] = V::fma(square[c], V::broadcast(row[d + c]), sum[n]);
+    }
+  }
+  for (int n = 0; n < N; ++n) sum[n].store(sums + n * L);
 }
 
 }  // namespace

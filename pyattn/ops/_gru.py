@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyattn import _core
-from pyattn.ops._recurrent import Layer, project, rows_of, spread, states_before, wide
+from pyattn.ops._recurrent import Layer, contiguous, rows_of, spread, states_before, wide
 from pyattn.ops._rules import through_float32
 from pyattn.tensor import Array, Node, Op, Spec
 
@@ -34,7 +34,7 @@ def _shape(
     results = (Spec((batch, length, size), x.dtype), Spec((batch, size), x.dtype))
     if not keep:
         return results
-    return (*results, *(Spec((batch, length, n * size), x.dtype) for n in (3, 1)))
+    return (*results, GRU.kept(x, size), Spec((batch, length, size), x.dtype))
 
 
 def _eval(
@@ -50,18 +50,12 @@ def _eval(
     reset_after: bool,
     keep: bool,
 ) -> tuple[Array, ...]:
-    size = weight_hidden.shape[1]
-    biases, inner_bias = [bias_input, bias_hidden], None
-    if reset_after and bias_hidden is not None:
-        # That of U_n h is multiplied by r; the others are added to W x.
-        biases[1] = np.concatenate([bias_hidden[: 2 * size], np.zeros(size, x.dtype)])
-        inner_bias = np.ascontiguousarray(bias_hidden[2 * size :])
-    gates = project(x, weight_input, biases, GRU.valid(x, lengths))
     weight, first, steps = GRU.dense(x, weight_hidden, h0, lengths)
-    output, h_n, inner = _core.gru(
-        gates, weight, inner_bias, first, steps, reverse, reset_after, keep
+    x, w, b, c = contiguous(x, weight_input, bias_input, bias_hidden)
+    output, h_n, gates, inner = _core.gru(
+        x, w, weight, b, c, first, steps, reverse, reset_after, keep
     )
-    return (output, h_n, gates, inner) if keep and inner is not None else (output, h_n)
+    return (output, h_n) if gates is None or inner is None else (output, h_n, gates, inner)
 
 
 def _vjp(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyattn import _core
-from pyattn.ops._recurrent import Layer, project, rows_of, spread, states_before, wide
+from pyattn.ops._recurrent import Layer, contiguous, rows_of, spread, states_before, wide
 from pyattn.ops._rules import through_float32
 from pyattn.tensor import Array, Node, Op, Spec
 
@@ -35,7 +35,7 @@ def _shape(
     results = (Spec((batch, length, size), x.dtype), state, state)
     if not keep:
         return results
-    return (*results, *(Spec((batch, length, n * size), x.dtype) for n in (4, 1)))
+    return (*results, LSTM.kept(x, size), Spec((batch, length, size), x.dtype))
 
 
 def _eval(
@@ -51,10 +51,11 @@ def _eval(
     reverse: bool,
     keep: bool,
 ) -> tuple[Array, ...]:
-    gates = project(x, weight_input, (bias_input, bias_hidden), LSTM.valid(x, lengths))
     weight, h, c, steps = LSTM.dense(x, weight_hidden, h0, c0, lengths)
-    output, h_n, c_n, cells = _core.lstm(gates, weight, h, c, steps, reverse, keep)
-    return (output, h_n, c_n) if cells is None else (output, h_n, c_n, gates, cells)
+    x, w, b, d = contiguous(x, weight_input, bias_input, bias_hidden)
+    output, h_n, c_n, gates, cells = _core.lstm(x, w, weight, b, d, h, c, steps, reverse, keep)
+    last = (output, h_n, c_n)
+    return last if gates is None or cells is None else (*last, gates, cells)
 
 
 def _vjp(
