@@ -8,8 +8,11 @@ import numpy as np
 
 from pyattn import _core
 from pyattn.ops._recurrent import Layer, contiguous, rows_of, spread, states_before, wide
+from pyattn.ops._recurrent_scan import Step, scan
 from pyattn.ops._rules import through_float32
-from pyattn.tensor import Array, Node, Op, Spec
+from pyattn.ops.elementwise import sigmoid, tanh
+from pyattn.ops.linalg import linear
+from pyattn.tensor import Array, Node, Op, Spec, Value
 
 GRU = Layer("gru", 3, ("h0",), "GRU", (1, 0, 2))
 
@@ -112,7 +115,36 @@ def _gradients(
     )
 
 
+def _step(node: Node) -> Step:
+    """Return one step of the definition, which reads U and its bias from the node."""
+    weight, bias = node.required(2), node.inputs[4]
+    units: Any = node.outputs[1].shape[1]
+
+    def step(given: Value, h: Value) -> tuple[Any]:
+        if node.params["reset_after"]:
+            inner = linear(h, weight, bias)
+            r, z = gates(given, inner)
+            inner = r * inner[:, 2 * units :]
+        else:
+            first, new = (
+                (weight[rows], None if bias is None else bias[rows])
+                for rows in (slice(2 * units), slice(2 * units, None))
+            )
+            r, z = gates(given, linear(h, *first))
+            inner = linear(r * h, *new)
+        n = tanh(given[:, 2 * units :] + inner)
+        return (n + z * (h - n),)
+
+    def gates(given: Value, inner: Value) -> tuple[Any, Any]:
+        both = sigmoid(given[:, : 2 * units] + inner[:, : 2 * units])
+        return both[:, :units], both[:, units:]
+
+    return step
+
+
 def _onnx(graph: Any, node: Node, *names: str) -> Any:
+    if node.outputs[0].dtype.itemsize == 8:
+        return scan(graph, node, _step(node))
     return GRU.write(graph, node, names, linear_before_reset=int(node.params["reset_after"]))
 
 

@@ -8,8 +8,11 @@ import numpy as np
 
 from pyattn import _core
 from pyattn.ops._recurrent import Layer, contiguous, rows_of, spread, states_before, wide
+from pyattn.ops._recurrent_scan import Step, scan
 from pyattn.ops._rules import through_float32
-from pyattn.tensor import Array, Node, Op, Spec
+from pyattn.ops.elementwise import sigmoid, tanh
+from pyattn.ops.linalg import linear
+from pyattn.tensor import Array, Node, Op, Spec, Value
 
 LSTM = Layer("lstm", 4, ("h0", "c0"), "LSTM", (0, 3, 1, 2))
 
@@ -94,7 +97,22 @@ def _gradients(
     )
 
 
+def _step(node: Node) -> Step:
+    """Return one step of the definition, which reads U and its bias from the node."""
+    units: Any = node.outputs[1].shape[1]
+
+    def step(given: Value, h: Value, c: Value) -> tuple[Any, Any]:
+        sums = given + linear(h, node.required(2), node.inputs[4])
+        i, f, g, o = (sums[:, n * units : (n + 1) * units] for n in range(4))
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        return sigmoid(o) * tanh(c), c
+
+    return step
+
+
 def _onnx(graph: Any, node: Node, *names: str) -> Any:
+    if node.outputs[0].dtype.itemsize == 8:
+        return scan(graph, node, _step(node))
     return LSTM.write(graph, node, names)
 
 

@@ -109,10 +109,6 @@ class Layer:
         ``names`` are x, the two weights, the two biases, the states and the lengths.
         """
         dtype, size = node.outputs[0].dtype, node.outputs[1].shape[1]
-        if dtype.itemsize == 8:
-            raise ValueError(
-                f"export: ONNX Runtime has no {self.onnx} for float64; convert the model to float32"
-            )
         given = dict(zip(self.arguments, names, strict=True))
         for key, tensor in zip(self.arguments, node.inputs, strict=True):
             if tensor is not None and key not in ("x", "lengths", *self.states):

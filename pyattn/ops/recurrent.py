@@ -75,7 +75,8 @@ def gru(
     Notes
     -----
     Memory is linear in T: for a gradient the gates of all steps are kept, ``(B, T, 4H)``. In ONNX
-    this is the operator ``GRU`` in float32; float64, for which ONNX Runtime has none, is refused.
+    this is the operator ``GRU`` in float32; in float64, for which ONNX Runtime has none, a ``Scan``
+    over the operators of a step.
 
     References
     ----------
@@ -160,8 +161,8 @@ def lstm(
     Notes
     -----
     There are no peepholes. Memory is linear in T: for a gradient the gates and c of all steps are
-    kept, ``(B, T, 5H)``. In ONNX this is the operator ``LSTM`` in float32; float64, for which ONNX
-    Runtime has none, is refused.
+    kept, ``(B, T, 5H)``. In ONNX this is the operator ``LSTM`` in float32; in float64, for which
+    ONNX Runtime has none, a ``Scan`` over the operators of a step.
 
     References
     ----------
