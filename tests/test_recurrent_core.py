@@ -10,6 +10,7 @@ import pytest
 
 import pyattn as pa
 from pyattn import _core, ops
+from pyattn.tensor import Tensor
 from tests.reference import max_error, tolerance
 from tests.test_recurrent import all_gradients, layer_inputs
 
@@ -92,6 +93,45 @@ def test_a_sequence_has_the_same_bits_alone(op: str, length: int, rng: Any) -> N
     together, single = (getattr(ops, op)(**a) for a in (arrays, alone))
     for many, one in zip(together, single, strict=True):
         np.testing.assert_array_equal(many[6:7], one)
+
+
+@every_isa
+@both
+def test_a_step_with_weights_at_any_address(op: str, isa: str, rng: Any, use_isa: Any) -> None:
+    use_isa(isa)
+    for size in (1, 16, 33):
+        arrays = layer_inputs(op, rng, batch=2, length=1, size=size)
+        together = getattr(ops, op)(**arrays)
+        alone = {k: v[1:] if k in ("x", "h0", "c0") else v for k, v in arrays.items()}
+        for shift in range(17):
+            for name in ("weight_input", "weight_hidden"):
+                place = np.empty(arrays[name].size + 17, F)[shift:][: arrays[name].size]
+                place[:] = arrays[name].ravel()
+                alone[name] = place.reshape(arrays[name].shape)
+            for many, one in zip(together, getattr(ops, op)(**alone), strict=True):
+                np.testing.assert_array_equal(one, many[1:])
+
+
+@both
+def test_a_cell_is_one_step_of_the_layer(op: str, rng: Any) -> None:
+    """Dense arrays go straight to the kernel, all else through the operation."""
+    cell = getattr(ops, f"{op}_cell")
+    states = ("h0",) if op == "gru" else ("h0", "c0")
+    for dtype in (F, np.float64, np.float16):
+        arrays = layer_inputs(op, rng, dtype, length=1)
+        last = getattr(ops, op)(**arrays)[1:]
+        weights = {k: v for k, v in arrays.items() if k not in ("x", *states)}
+        x, before = arrays["x"][:, 0], [arrays[k] for k in states]
+        spread = np.full((3, 8), np.nan, dtype)
+        spread[:, ::2] = x
+        for given in (x, spread[:, ::2], Tensor(x)):
+            found = cell(given, *before, **weights)
+            for f, e in zip((found,) if op == "gru" else found, last, strict=True):
+                assert f.dtype == dtype
+                np.testing.assert_array_equal(f.numpy() if isinstance(f, Tensor) else f, e)
+        zero = cell(x, *[np.zeros_like(a) for a in before], **weights)
+        absent = cell(x, *[None for _ in before], **weights)
+        np.testing.assert_array_equal(absent, zero)
 
 
 @both

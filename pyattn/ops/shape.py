@@ -234,6 +234,8 @@ def pad(x: Value, count: int) -> Any:
 
 def stack(values: Sequence[Value], axis: int) -> Any:
     """Return the values joined along a new axis, at ``axis`` of the result."""
+    if len(values) == 1:
+        return expand_dims(values[0], axis)
     return concat([expand_dims(value, axis) for value in values], axis)
 
 
