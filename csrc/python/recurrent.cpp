@@ -157,11 +157,11 @@ py::tuple gru(const py::object& x, const py::object& weight_input, const py::obj
     params.reset_after = reset_after;
     params.keep = keep;
     T* last = nullptr;
-    py::array output = call.fresh(call.steps(), params.output);
-    py::array state = call.fresh(call.states(), last);
     py::object gates = py::none();
     py::object inner = py::none();
     if (keep) gates = call.fresh(call.all_gates(), params.gates);
+    py::array output = call.fresh(call.steps(), params.output);
+    py::array state = call.fresh(call.states(), last);
     if (keep || !reset_after) {
       inner = call.fresh(keep ? call.steps() : call.states(), params.inner);
     }
@@ -186,15 +186,13 @@ py::tuple lstm(const py::object& x, const py::object& weight_input, const py::ob
     RecurrentParams<T>& params = call.params;
     params.keep = keep;
     T* last = nullptr;
+    py::object gates = py::none();
+    py::object cells = py::none();
+    if (keep) gates = call.fresh(call.all_gates(), params.gates);
     py::array output = call.fresh(call.steps(), params.output);
     py::array state = call.fresh(call.states(), last);
     py::array cell = call.moving(c0, "c0", params.cell);
-    py::object gates = py::none();
-    py::object cells = py::none();
-    if (keep) {
-      gates = call.fresh(call.all_gates(), params.gates);
-      cells = call.fresh(call.steps(), params.cells);
-    }
+    if (keep) cells = call.fresh(call.steps(), params.cells);
     {
       const py::gil_scoped_release released;
       run_recurrent<T>(params, kernels_of<T>(kernels()).lstm, 4);

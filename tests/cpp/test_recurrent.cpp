@@ -116,12 +116,12 @@ struct Problem {
     run_recurrent<T>(params(), is_lstm ? kernel.lstm_gradient : kernel.gru_gradient, count());
   }
 
-  // sum_k U[gate * H + j][k] x[k]
-  double dot(std::int64_t gate, std::int64_t j, const Numbers& x) const {
+  // sum_k U[gate * H + j][k] state[k]
+  double dot(std::int64_t gate, std::int64_t j, const Numbers& state) const {
     double sum = 0;
     for (std::int64_t k = 0; k < size; ++k) {
       sum += static_cast<double>(weight[static_cast<std::size_t>((gate * size + j) * size + k)]) *
-             x[static_cast<std::size_t>(k)];
+             state[static_cast<std::size_t>(k)];
     }
     return sum;
   }
