@@ -270,34 +270,47 @@ def product(
     """
 
 def gru(
-    gates: NDArray[_Float],
+    x: NDArray[_Float],
+    weight_input: NDArray[_Float],
     weight: NDArray[_Float],
-    bias: NDArray[_Float] | None,
+    bias_input: NDArray[_Float] | None,
+    bias_hidden: NDArray[_Float] | None,
     h0: NDArray[_Float],
     lengths: NDArray[np.int64] | None,
     reverse: bool,
     reset_after: bool,
     keep: bool,
-) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float] | None]:
-    """Return the states after all steps, the last ones, and with `keep` what r is multiplied with.
+) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float] | None, NDArray[_Float] | None]:
+    """Return the states after all steps, the last ones, gates and what r is multiplied with.
 
-    gates (B, T, 3H) holds W x + b in the order r, z, n and is overwritten, with `keep` by the
-    gates; weight (3H, H) is U, h0 (B, H). bias (H,) belongs to U_n h where r multiplies it.
+    x is (B, T, I), weight_input (3H, I), weight (3H, H), each bias (3H,), h0 (B, H), all dense and
+    in the order r, z, n. With `keep` the gates are for `gru_gradient`, in an order of the kernel's;
+    without, the last two may be None.
     """
 
 def lstm(
-    gates: NDArray[_Float],
+    x: NDArray[_Float],
+    weight_input: NDArray[_Float],
     weight: NDArray[_Float],
+    bias_input: NDArray[_Float] | None,
+    bias_hidden: NDArray[_Float] | None,
     h0: NDArray[_Float],
     c0: NDArray[_Float],
     lengths: NDArray[np.int64] | None,
     reverse: bool,
     keep: bool,
-) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float], NDArray[_Float] | None]:
-    """Return the states after all steps, the last h and c, and with `keep` c after all steps.
+) -> tuple[
+    NDArray[_Float],
+    NDArray[_Float],
+    NDArray[_Float],
+    NDArray[_Float] | None,
+    NDArray[_Float] | None,
+]:
+    """Return the states after all steps, the last h and c, and with `keep` all gates and c.
 
-    gates (B, T, 4H) holds W x + b in the order i, f, g, o and is overwritten, with `keep` by the
-    gates; weight (4H, H) is U, h0 and c0 (B, H).
+    x is (B, T, I), weight_input (4H, I), weight (4H, H), each bias (4H,), h0 and c0 (B, H), all
+    dense and in the order i, f, g, o. The gates are for `lstm_gradient`, in an order of the
+    kernel's.
     """
 
 def gru_gradient(

@@ -221,6 +221,8 @@ def _trace(
     if isinstance(model, Parametrized):
         named = {k: Tensor(_array(v), name=k) for k, v in model.parameters().items()}
         model = model.replace(named)
+    # First, so that dimensions of the inputs have the names they were given.
+    given_info = [value_info(name, tensor.spec, shared) for name, tensor in symbols.items()]
     outputs = _named_outputs(model(**symbols))
     if set(outputs) & set(symbols):
         raise ValueError(f"export: inputs {list(symbols)} and outputs {list(outputs)} share a name")
@@ -241,8 +243,8 @@ def _trace(
         helper.make_graph(
             graph.nodes,
             type(model).__name__,
-            [value_info(name, tensor.spec) for name, tensor in symbols.items()],
-            [value_info(name, spec) for name, spec in described],
+            given_info,
+            [value_info(name, spec, shared) for name, spec in described],
             initializers,
             # No value_info: told the shapes between nodes, ONNX Runtime 1.32 fuses additions with
             # normalisations, and MiniLM then takes 10 to 17 % longer.

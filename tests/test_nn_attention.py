@@ -107,6 +107,16 @@ def test_self_attention_over_other_scores(rng: Any, score: Any, heads: int) -> N
     np.testing.assert_allclose(out, joined, atol=1e-5)
 
 
+def test_general_draws_no_key(rng: Any) -> None:
+    attention = nn.SelfAttention(6, score="general", rng=np.random.default_rng(5))
+    draws = np.random.default_rng(5)
+    query, value, output = (nn.Linear(6, 6, bias=bias, rng=draws) for bias in (False, True, True))
+    for made, expected in zip(
+        (attention.query, attention.value, attention.output), (query, value, output), strict=True
+    ):
+        np.testing.assert_array_equal(made.weight, expected.weight)
+
+
 def test_one_head_of_general_is_luongs_score(rng: Any) -> None:
     attention = nn.SelfAttention(6, score="general", rng=rng)
     (x,) = sequences(rng, (2, 5, 6))

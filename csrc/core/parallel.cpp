@@ -159,11 +159,14 @@ class Stages {
   // Takes part until the last stage is done.
   void run(int member) {
     const std::int64_t home = loop_.chunks * member / members_;
+    const std::int64_t end = loop_.chunks * (member + 1) / members_;
     while (true) {
       const std::int64_t stage = done_.load(std::memory_order_acquire) / loop_.chunks;
       if (stage >= loop_.stages) return;
       for (std::int64_t i = 0; i < loop_.chunks; ++i) {
-        const std::int64_t chunk = (home + i) % loop_.chunks;
+        // There and back: what was used last is still in the cache.
+        const std::int64_t back = (end - 1 - i + loop_.chunks) % loop_.chunks;
+        const std::int64_t chunk = stage % 2 == 0 ? (home + i) % loop_.chunks : back;
         if (!take(chunk, stage)) continue;
         function_(context_, stage, chunk);
         done_.fetch_add(1, std::memory_order_acq_rel);

@@ -34,6 +34,7 @@ def luong_attention(
     score: Score = "dot",
     weight: Value | None = None,
     v: Value | None = None,
+    projected_key: Value | None = None,
     align: Alignment = "global",
     half_width: int | None = None,
     position_weight: Value | None = None,
@@ -75,6 +76,10 @@ def luong_attention(
         ``(B, S, E)`` of the same dtype; ``key`` by default.
     weight, v:
         What the score takes, see above; v is ``(A,)`` and for "concat" only.
+    projected_key:
+        For "concat": the part of the scores that is the same for every query, ``W_s h_s`` with the
+        last Dk columns W_s of ``weight``, ``(B, S, A)``. Who has it from an earlier step, as in
+        decoding, saves its product; else it is made here.
     align, half_width:
         The alignment; the two local ones need ``half_width``, 1 or more.
     position_weight, position_v:
@@ -145,7 +150,7 @@ def luong_attention(
             type(query) is np.ndarray
             and score in ("dot", "general")
             and (weight is None) == (score == "dot")
-            and v is attn_mask is query_start is None
+            and v is projected_key is attn_mask is query_start is None
             and aux == ()
         ):
             found = _common(
@@ -161,18 +166,21 @@ def luong_attention(
             raise ValueError(f"{NAME}: {name} must be one of {get_args(known)}; got {given!r}")
     value = key if value is None else value
     optional: dict[str, Any] = {
-        "weight": weight, "v": v, "attn_mask": attn_mask, "kv_lengths": kv_lengths,
+        "weight": weight, "v": v, "projected_key": projected_key, "attn_mask": attn_mask,
+        "kv_lengths": kv_lengths,
         "query_start": query_start if interchange.is_foreign(query_start) else None,
     }  # fmt: skip
     position = {"position_weight": position_weight, "position_v": position_v}
     arrays = {"query": query, "key": key, "value": value}
     if not checks.require_arrays(NAME, optional | position, **arrays):
         return interchange.call(luong_attention, locals())
-    check_arrays(query, key, value, score, weight, v, position, attn_mask, kv_lengths)
+    check_arrays(
+        query, key, value, score, weight, v, projected_key, position, attn_mask, kv_lengths
+    )
     check_alignment(align, half_width, position, renormalize, query_start)
     local = align == "local-p"
     names = checks.normalize_aux(NAME, aux, (*LOCAL_AUX, "position") if local else AUX)
-    q, k, v = _scored(query, key, score, weight, v)
+    q, k, v = _scored(query, key, score, weight, v, projected_key)
     options: Any
     if local:
         centre = _centres(query, key, kv_lengths, position_weight, position_v)
@@ -259,7 +267,12 @@ def _within(
 
 
 def _scored(
-    query: Value, key: Value, score: Score, weight: Any, v: Value | None
+    query: Value,
+    key: Value,
+    score: Score,
+    weight: Any,
+    v: Value | None,
+    projected_key: Value | None,
 ) -> tuple[Any, Any, Value | None]:
     """Return q and k with score ``q . k``, or with v ``v . tanh(q + k)``."""
     if score == "dot":
@@ -268,9 +281,15 @@ def _scored(
         return _in_full(matmul, query, weight), key, None
     if score == "location":
         return query, _location(query, key, weight), None
+    if projected_key is None:
+        projected_key = project_key(key, weight)
     size = query.shape[2]
-    parts = weight[:, :size], weight[:, size:]
-    return _in_full(linear, query, parts[0]), _in_full(linear, key, parts[1]), v
+    return _in_full(linear, query, weight[:, :size]), projected_key, v
+
+
+def project_key(key: Value, weight: Any) -> Any:
+    """Return ``W_s h_s`` of score "concat", W_s being the last columns of ``weight``."""
+    return _in_full(linear, key, weight[:, weight.shape[1] - key.shape[2] :])
 
 
 def _in_full(product: Callable[..., Any], x: Value, weight: Any) -> Any:

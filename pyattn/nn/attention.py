@@ -62,12 +62,15 @@ class MultiHeadAttention(Module):
                 f"got size {size}, heads {heads}, kv_heads {groups}"
             )
         self.heads, self.kv_heads, self.head_size = heads, groups, size // heads
-        self.query = Linear(size, size, bias=bias, rng=rng)
-        key_size = size if key_size is None else key_size
+        self._add_scoring(size, size if key_size is None else key_size, bias, rng)
         value_size = size if value_size is None else value_size
-        self.key = Linear(key_size, groups * self.head_size, bias=bias, rng=rng)
         self.value = Linear(value_size, groups * self.head_size, bias=bias, rng=rng)
         self.output = Linear(size, size, bias=bias, rng=rng)
+
+    def _add_scoring(self, size: int, key_size: int, bias: bool, rng: Any) -> None:
+        """Draw what the scores are made of."""
+        self.query = Linear(size, size, bias=bias, rng=rng)
+        self.key = Linear(key_size, self.kv_heads * self.head_size, bias=bias, rng=rng)
 
     def __call__(
         self,
@@ -156,13 +159,16 @@ class SelfAttention(MultiHeadAttention):
                 f"SelfAttention: kv_heads must be heads for score {score!r}; got {kv_heads} for "
                 f"{heads}"
             )
-        super().__init__(size, heads, kv_heads=kv_heads, bias=bias, rng=rng)
         self.score: SelfScore = score
+        super().__init__(size, heads, kv_heads=kv_heads, bias=bias, rng=rng)
         if score == "additive":
             self.v: Array = uniform(rng, (size,), self.head_size)
-        elif score == "general":
+
+    def _add_scoring(self, size: int, key_size: int, bias: bool, rng: Any) -> None:
+        if self.score == "general":
             self.query = Linear(size, size, bias=False, rng=rng)
-            del self.key
+        else:
+            super()._add_scoring(size, key_size, bias, rng)
 
     def __call__(  # type: ignore[override]
         self,
