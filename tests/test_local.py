@@ -191,3 +191,24 @@ def test_positions_refuse(changed: dict[str, Any], error: type[Exception], messa
     with pytest.raises(error, match=message) as caught:
         _core.positions(**(arrays | changed), keys=9)
     assert str(caught.value).startswith("positions: ")
+
+
+def test_the_state_of_positions_must_fit_the_query() -> None:
+    query, key = np.ones((2, 5, 4), np.float32), np.ones((2, 9, 4), np.float32)
+    weight, v = np.ones((3, 4), np.float32), np.ones(3, np.float32)
+
+    def call(centre: Any) -> Any:
+        return _core.local(query, key, key, centre, 2, False, None, None, None, None)
+
+    assert call((query, weight, v)).shape == (2, 5, 4)
+    with pytest.raises(ValueError, match="local: state must have B and T of the query"):
+        call((query[:, :4], weight, v))
+    with pytest.raises(TypeError, match="local: centre must be an array or three"):
+        call((query, weight))
+    with pytest.raises(TypeError, match="local: state has dtype float64"):
+        call((query.astype(float), weight, v))
+    with pytest.raises(TypeError, match=r"local_backward: centre must be a numpy\.ndarray"):
+        _core.local_backward(
+            query, key, key, (query, weight, v), 2, False, None, None, None,
+            query, None, None, None, {"query"},
+        )  # fmt: skip

@@ -120,7 +120,9 @@ class LocalCall {
       return;
     }
     const auto parts = py::reinterpret_borrow<py::tuple>(given.centre);
-    if (parts.size() != 3) throw py::type_error("local: centre must be an array or three of them");
+    if (parts.size() != 3) {
+      throw py::type_error(std::string(given.function) + ": centre must be an array or three");
+    }
     position_.emplace(parts[0], parts[1], parts[2], params.key.shape[1], given.function);
     PositionParams<T>& position = position_->params;
     if (position.state.shape[0] != batch || position.state.shape[1] != rows) {
@@ -255,6 +257,7 @@ py::object local_backward(const py::object& query, const py::object& key, const 
                           const py::object& grad_out, const py::object& grad_lse,
                           const py::object& grad_weights, const py::object& grad_window_weights,
                           const std::set<std::string>& want) {
+  as_array(centre, {kGradient, "centre"});  // that of a position is the caller's to follow
   const LocalArrays given = local_arrays(kGradient, query, key, value, centre, half_width,
                                          renormalize, v, mask, kv_lengths);
   const LocalResults results{grad_out, grad_lse, grad_weights, grad_window_weights};
