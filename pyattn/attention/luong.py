@@ -17,9 +17,10 @@ from pyattn.attention._sdpa_options import normalize_options
 from pyattn.attention.additive import additive_attention
 from pyattn.attention.local import AUX as LOCAL_AUX
 from pyattn.attention.local import LOCAL
+from pyattn.attention.position import POSITION
 from pyattn.attention.sdpa import scaled_dot_product_attention
 from pyattn.dtypes import compute_dtype
-from pyattn.ops import arange_like, astype, expand_dims, linear, matmul, sigmoid, take, tanh
+from pyattn.ops import arange_like, astype, expand_dims, linear, matmul, take
 from pyattn.tensor import Dim, Tensor, Value, apply, spec_of
 
 AUX = ("weights", "lse", "max", "entropy")
@@ -289,15 +290,12 @@ def _location(query: Value, key: Value, weight: Value) -> Any:
     return take(weight, entries + expand_dims(arange_like(key, 1), 0))
 
 
-def _centres(query: Value, key: Value, kv_lengths: Any, weight: Any, v: Any) -> Any:
+def _centres(query: Value, key: Value, kv_lengths: Value | None, weight: Any, v: Any) -> Any:
     """Return p_t, ``(B, T)``, in the dtype of the arithmetic."""
     wide = compute_dtype(query.dtype)
     query, weight, v = (x if x.dtype == wide else astype(x, wide) for x in (query, weight, v))
-    keys: Any = key.shape[1]
-    if not any(isinstance(x, (Tensor, Dim)) for x in (query, weight, v, kv_lengths, keys)):
-        query, weight = (np.ascontiguousarray(x) for x in (query, weight))
-        return _core.positions(query, weight, v, keys, kv_lengths)
-    share = sigmoid(matmul(tanh(linear(query, weight)), expand_dims(v, 1))[..., 0])
+    share = apply(POSITION, query, weight, v)
     if kv_lengths is not None:
         return share * expand_dims(astype(kv_lengths, wide), 1)
+    keys = key.shape[1]
     return share * (astype(graph.count(key, 1), wide) if isinstance(keys, Dim) else float(keys))
