@@ -167,11 +167,24 @@ def additive(
     arithmetic. The rest is as for `sdpa`. Memory is O(T + S): no (T, S, A) tensor is made.
     """
 
+def positions(
+    state: _Array,
+    position_weight: _Array,
+    position_v: _Array,
+    keys: int,
+    kv_lengths: _Array | None,
+) -> _Array:
+    """Return ``keys sigmoid(position_v . tanh(position_weight state))``, ``(B, T)``.
+
+    state (B, T, H) and position_weight (P, H) with unit stride along H, position_v (P,). keys are
+    those of kv_lengths where it is given.
+    """
+
 def local(
     query: _Array,
     key: _Array,
     value: _Array,
-    centre: _Array,
+    centre: _Array | tuple[_Array, _Array, _Array],
     half_width: int,
     renormalize: bool,
     v: _Array | None,
@@ -182,8 +195,10 @@ def local(
     """Attend to the keys s with ``|s - centre| <= half_width``; see csrc/cpu/local.inl.
 
     query (B, T, D), key (B, S, D), value (B, S, E); centre (B, T) and v (D,), with which the scores
-    are v . tanh(query + key), in the dtype of the arithmetic. mask broadcasts to (B, T, S). aux
-    names any of "weights" (B, T, S), "lse" (B, T), "window_weights" (B, T, 2 half_width + 1).
+    are v . tanh(query + key), in the dtype of the arithmetic. centre may be the state, the
+    position_weight and the position_v from which `positions` predicts it. mask broadcasts to
+    (B, T, S). aux names any of "weights" (B, T, S), "lse" (B, T), "window_weights"
+    (B, T, 2 half_width + 1).
     """
 
 def local_backward(

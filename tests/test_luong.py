@@ -163,6 +163,50 @@ def test_a_query_that_is_nan_is_nan_and_alone(rng: Any) -> None:
     assert not found[0][1].any()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_query_alone_has_the_bits_of_many(use_isa: Any, rng: Any, isa: str, dtype: Any) -> None:
+    """Many copy their keys and share products; one does neither. Rows begin anywhere."""
+    use_isa(isa)
+    query, key, value = (
+        rng.standard_normal((2, n, 41)).astype(dtype)[..., 1:38] for n in (70, 90, 90)
+    )
+    options: dict[str, Any] = {
+        "position_weight": rng.standard_normal((35, 37)).astype(dtype),
+        "position_v": rng.standard_normal(35).astype(dtype),
+        "kv_lengths": np.array([90, 51]),
+    }
+    options |= {"align": "local-p", "half_width": 6, "aux": LOCAL_P}
+    together = pa.luong_attention(query, key, value, **options)
+    for t in range(0, 70, 9):
+        alone = pa.luong_attention(query[:, t : t + 1], key, value, **options)
+        for one, many in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one[:, 0], many[:, t])
+    first = {name: x[:1] if name == "kv_lengths" else x for name, x in options.items()}
+    one = pa.luong_attention(query[:1, 8:9], key[:1], value[:1], **first)
+    for alone, many in zip(one, together, strict=True):
+        np.testing.assert_array_equal(alone[0, 0], many[0, 8])
+
+
+@pytest.mark.parametrize("layout", ["query", "weight", "v", "key"])
+def test_the_common_call_takes_any_layout(rng: Any, layout: str) -> None:
+    arrays = {
+        "query": rng.standard_normal((2, 20, 8)),
+        "key": rng.standard_normal((2, 30, 8)),
+        "weight": rng.standard_normal((6, 8)),
+        "v": rng.standard_normal(6),
+    }
+    strided = arrays | {layout: np.repeat(arrays[layout], 2, axis=-1)[..., ::2]}
+    if layout == "weight":
+        strided["weight"] = np.asfortranarray(arrays["weight"])
+
+    def call(query: Any, key: Any, weight: Any, v: Any) -> Any:
+        position: dict[str, Any] = {"position_weight": weight, "position_v": v}
+        return pa.luong_attention(query, key, align="local-p", half_width=3, **position)
+
+    np.testing.assert_array_equal(call(**strided), call(**arrays))
+
+
 @pytest.mark.parametrize("score", ["dot", "general"])
 @pytest.mark.parametrize("align", ["global", "local-p"])
 def test_the_common_call_has_the_bits_of_the_others(rng: Any, score: Any, align: Any) -> None:

@@ -7,6 +7,7 @@
 
 #include "core/backward_params.h"
 #include "core/local_params.h"
+#include "core/position_params.h"
 #include "core/product_params.h"
 #include "core/recurrent_params.h"
 
@@ -82,6 +83,9 @@ struct Kernels {
   Recurrent lstm;
   Recurrent gru_gradient;
   Recurrent lstm_gradient;
+
+  void (*pack_positions)(const PositionParams<T>&) noexcept;
+  void (*positions)(const PositionParams<T>&, const PositionPart&, T* hidden) noexcept;
 
   void (*pack_product)(const ProductParams<T>&, std::int64_t panel) noexcept;
   void (*product)(const ProductParams<T>&, const ProductPart&) noexcept;

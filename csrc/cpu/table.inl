@@ -8,6 +8,7 @@
 #include "cpu/local_backward.inl"
 #include "cpu/lstm.inl"
 #include "cpu/normalisation.inl"
+#include "cpu/position.inl"
 #include "cpu/product.inl"
 #include "cpu/rotary.inl"
 #include "cpu/sdpa.inl"
@@ -33,6 +34,8 @@ constexpr Kernels<typename V::Scalar> kernels_for() {
           .lstm = lstm<V>,
           .gru_gradient = gru_gradient<V>,
           .lstm_gradient = lstm_gradient<V>,
+          .pack_positions = pack_positions<V>,
+          .positions = positions<V>,
           .pack_product = pack_product<V>,
           .product = product<V>,
           .product_columns = 4 * V::kLanes};

@@ -17,11 +17,11 @@ from pyattn.attention._sdpa_options import normalize_options
 from pyattn.attention.additive import additive_attention
 from pyattn.attention.local import AUX as LOCAL_AUX
 from pyattn.attention.local import LOCAL
+from pyattn.attention.position import POSITION
 from pyattn.attention.sdpa import scaled_dot_product_attention
 from pyattn.dtypes import compute_dtype
-from pyattn.ops import arange_like, astype, expand_dims, linear, matmul, sigmoid, take, tanh
-from pyattn.ops.linalg import product
-from pyattn.tensor import REGISTRY, Array, Dim, Tensor, Value, apply, spec_of
+from pyattn.ops import arange_like, astype, expand_dims, linear, matmul, take
+from pyattn.tensor import Dim, Tensor, Value, apply, spec_of
 
 AUX = ("weights", "lse", "max", "entropy")
 
@@ -236,7 +236,7 @@ def _common(
         return None
     if not position_weight.dtype == position_v.dtype == dtype:
         return None
-    centre = _array_centres(query, key, kv_lengths, position_weight, position_v)
+    centre = query, position_weight, position_v
     return _core.local(
         scored, key, value, centre, half_width, renormalize, None, None, kv_lengths, None
     )
@@ -313,19 +313,8 @@ def _centres(query: Value, key: Value, kv_lengths: Value | None, weight: Any, v:
     """Return p_t, ``(B, T)``, in the dtype of the arithmetic."""
     wide = compute_dtype(query.dtype)
     query, weight, v = (x if x.dtype == wide else astype(x, wide) for x in (query, weight, v))
-    share = sigmoid(matmul(tanh(linear(query, weight)), expand_dims(v, 1))[..., 0])
+    share = apply(POSITION, query, weight, v)
     if kv_lengths is not None:
         return share * expand_dims(astype(kv_lengths, wide), 1)
     keys = key.shape[1]
     return share * (astype(graph.count(key, 1), wide) if isinstance(keys, Dim) else float(keys))
-
-
-def _array_centres(query: Any, key: Any, kv_lengths: Any, weight: Any, v: Any) -> Array:
-    """Return `_centres` of arrays of one dtype: the same steps, in less memory."""
-    hidden = product(query.reshape(-1, query.shape[2]), weight.T)
-    np.tanh(hidden, out=hidden)
-    by_row = hidden.reshape(*query.shape[:2], len(weight))
-    share = REGISTRY["sigmoid"].eval(np.matmul(by_row, v[:, None])[..., 0])
-    lengths = float(key.shape[1]) if kv_lengths is None else kv_lengths.astype(query.dtype)[:, None]
-    centres: Array = share * lengths
-    return centres
