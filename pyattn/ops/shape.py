@@ -168,6 +168,8 @@ def _getitem_shape(x: Spec, *, index: tuple[Any, ...]) -> Spec:
 
 
 def _getitem_vjp(node: Node, g: tuple[Array], x: tuple[Array], _: tuple[Array]) -> tuple[Array]:
+    if g[0].size == x[0].size:  # all of it, in order: slices have step 1
+        return (g[0].reshape(x[0].shape),)
     gradient = np.zeros_like(x[0])
     gradient[node.params["index"]] = g[0]
     return (gradient,)
