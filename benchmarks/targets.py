@@ -46,7 +46,7 @@ def found(results: Results) -> list[Target]:
             suites.setdefault(report.suite_of(rows[0]), {})[case.split("/", 1)[1]] = rows
     rules: tuple[Callable[[dict[str, dict[str, Rows]]], Iterator[Target]], ...] = (
         _prefill, _matrix_rate, _narrow, _decode, _tiny, _backward, _window, _mask,
-        _additive, _local, _recurrent,
+        _additive, _local, _recurrent, _onnx,
     )  # fmt: skip
     return [target for rule in rules for target in rule(suites)]
 
@@ -183,6 +183,24 @@ def _additive(suites: Suites) -> Iterator[Target]:
     yield from _ratios("additive, times eager PyTorch", forward, 60.0, "torch eager")
     work = "additive forward and backward, times eager PyTorch"
     yield from _ratios(work, both, 15.0, "torch eager")
+
+
+ONNX_WANTED = {
+    "1,32,8,1,4096,128": ("onnxruntime", 2.5),
+    "1,8,8,4096,4096,64/causal": ("onnxruntime", 2.0),
+    "additive 16,50,50,256": ("body", 8.0),
+    "minilm 32 sentences": ("padded in onnxruntime", 1.5),
+}
+
+
+def _onnx(suites: Suites) -> Iterator[Target]:
+    cases = suites.get("onnx", {})
+    for case, (peer, wanted) in ONNX_WANTED.items():
+        if case in cases:
+            yield from _ratios("operators in ONNX Runtime", {case: cases[case]}, wanted, peer)
+    sentences = {case: rows for case, rows in cases.items() if case.startswith("minilm")}
+    for peer in ("openvino", "torch"):
+        yield from _ratios(f"packed sentences, times {peer}", sentences, 1.0, peer)
 
 
 def _recurrent(suites: Suites) -> Iterator[Target]:

@@ -167,11 +167,24 @@ def additive(
     arithmetic. The rest is as for `sdpa`. Memory is O(T + S): no (T, S, A) tensor is made.
     """
 
+def positions(
+    state: _Array,
+    position_weight: _Array,
+    position_v: _Array,
+    keys: int,
+    kv_lengths: _Array | None,
+) -> _Array:
+    """Return ``keys sigmoid(position_v . tanh(position_weight state))``, ``(B, T)``.
+
+    state (B, T, H) and position_weight (P, H) with unit stride along H, position_v (P,). keys are
+    those of kv_lengths where it is given.
+    """
+
 def local(
     query: _Array,
     key: _Array,
     value: _Array,
-    centre: _Array,
+    centre: _Array | tuple[_Array, _Array, _Array],
     half_width: int,
     renormalize: bool,
     v: _Array | None,
@@ -182,8 +195,10 @@ def local(
     """Attend to the keys s with ``|s - centre| <= half_width``; see csrc/cpu/local.inl.
 
     query (B, T, D), key (B, S, D), value (B, S, E); centre (B, T) and v (D,), with which the scores
-    are v . tanh(query + key), in the dtype of the arithmetic. mask broadcasts to (B, T, S). aux
-    names any of "weights" (B, T, S), "lse" (B, T), "window_weights" (B, T, 2 half_width + 1).
+    are v . tanh(query + key), in the dtype of the arithmetic. centre may be the state, the
+    position_weight and the position_v from which `positions` predicts it. mask broadcasts to
+    (B, T, S). aux names any of "weights" (B, T, S), "lse" (B, T), "window_weights"
+    (B, T, 2 half_width + 1).
     """
 
 def local_backward(
@@ -270,34 +285,47 @@ def product(
     """
 
 def gru(
-    gates: NDArray[_Float],
+    x: NDArray[_Float],
+    weight_input: NDArray[_Float],
     weight: NDArray[_Float],
-    bias: NDArray[_Float] | None,
+    bias_input: NDArray[_Float] | None,
+    bias_hidden: NDArray[_Float] | None,
     h0: NDArray[_Float],
     lengths: NDArray[np.int64] | None,
     reverse: bool,
     reset_after: bool,
     keep: bool,
-) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float] | None]:
-    """Return the states after all steps, the last ones, and with `keep` what r is multiplied with.
+) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float] | None, NDArray[_Float] | None]:
+    """Return the states after all steps, the last ones, gates and what r is multiplied with.
 
-    gates (B, T, 3H) holds W x + b in the order r, z, n and is overwritten, with `keep` by the
-    gates; weight (3H, H) is U, h0 (B, H). bias (H,) belongs to U_n h where r multiplies it.
+    x is (B, T, I), weight_input (3H, I), weight (3H, H), each bias (3H,), h0 (B, H), all dense and
+    in the order r, z, n. With `keep` the gates are for `gru_gradient`, in an order of the kernel's;
+    without, the last two may be None.
     """
 
 def lstm(
-    gates: NDArray[_Float],
+    x: NDArray[_Float],
+    weight_input: NDArray[_Float],
     weight: NDArray[_Float],
+    bias_input: NDArray[_Float] | None,
+    bias_hidden: NDArray[_Float] | None,
     h0: NDArray[_Float],
     c0: NDArray[_Float],
     lengths: NDArray[np.int64] | None,
     reverse: bool,
     keep: bool,
-) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float], NDArray[_Float] | None]:
-    """Return the states after all steps, the last h and c, and with `keep` c after all steps.
+) -> tuple[
+    NDArray[_Float],
+    NDArray[_Float],
+    NDArray[_Float],
+    NDArray[_Float] | None,
+    NDArray[_Float] | None,
+]:
+    """Return the states after all steps, the last h and c, and with `keep` all gates and c.
 
-    gates (B, T, 4H) holds W x + b in the order i, f, g, o and is overwritten, with `keep` by the
-    gates; weight (4H, H) is U, h0 and c0 (B, H).
+    x is (B, T, I), weight_input (4H, I), weight (4H, H), each bias (4H,), h0 and c0 (B, H), all
+    dense and in the order i, f, g, o. The gates are for `lstm_gradient`, in an order of the
+    kernel's.
     """
 
 def gru_gradient(

@@ -42,12 +42,14 @@ class Input:
     ``dims`` has one entry for each axis: a string names a dynamic dimension (axes with the same
     name always have the same size), None keeps the example's size. ``at_most`` names the dimension
     that bounds the values of an input of lengths: verification, which repeats and cuts the example
-    to other sizes, then keeps within it.
+    to other sizes, then keeps within it. ``offsets_of`` names the dimension of packed sequences
+    that an input of offsets cuts up: verification then lets it rise from 0 to that size.
     """
 
     example: Array
     dims: tuple[str | None, ...] = ()
     at_most: str | None = None
+    offsets_of: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.example, np.ndarray):
@@ -60,6 +62,10 @@ class Input:
             raise ValueError(
                 f"Input: dims {self.dims} name {len(self.dims)} axes; the example has shape "
                 f"{self.example.shape}"
+            )
+        if self.offsets_of is not None and (self.example.ndim != 1 or self.example.size < 2):
+            raise ValueError(
+                f"Input: offsets must be a vector of 2 or more; got shape {self.example.shape}"
             )
         if any(self.dims) and self.example.size == 0:
             raise ValueError(f"Input: the example is empty; got shape {self.example.shape}")
@@ -74,6 +80,9 @@ class Input:
 
     def resized(self, sizes: Mapping[str, int]) -> Array:
         """Return the example repeated or cut along each dynamic dimension to the given sizes."""
+        if self.offsets_of is not None:
+            count = sizes.get((*self.dims, None)[0] or "", len(self.example))
+            return np.linspace(0, sizes[self.offsets_of], count).astype(self.example.dtype)
         array = self.example
         for axis, name in enumerate(self.dims):
             if name is not None:
@@ -168,8 +177,9 @@ def _check_inputs(inputs: Any) -> dict[str, Input]:
     given = {k: v if isinstance(v, Input) else Input(v) for k, v in inputs.items()}
     sizes = _traced_sizes(given)
     for name, i in given.items():
-        if i.at_most is not None and i.at_most not in sizes:
-            raise ValueError(f"export: input {name!r} is at most {i.at_most!r}, which is no dim")
+        for what, dim in (("is at most", i.at_most), ("has offsets of", i.offsets_of)):
+            if dim is not None and dim not in sizes:
+                raise ValueError(f"export: input {name!r} {what} {dim!r}, which is no dim")
         if any(sizes[d] != n for d, n in zip(i.dims, i.example.shape, strict=False) if d):
             raise ValueError(
                 f"export: input {name!r} of shape {i.example.shape} with dims {i.dims} contradicts "
@@ -211,6 +221,8 @@ def _trace(
     if isinstance(model, Parametrized):
         named = {k: Tensor(_array(v), name=k) for k, v in model.parameters().items()}
         model = model.replace(named)
+    # First, so that dimensions of the inputs have the names they were given.
+    given_info = [value_info(name, tensor.spec, shared) for name, tensor in symbols.items()]
     outputs = _named_outputs(model(**symbols))
     if set(outputs) & set(symbols):
         raise ValueError(f"export: inputs {list(symbols)} and outputs {list(outputs)} share a name")
@@ -231,8 +243,8 @@ def _trace(
         helper.make_graph(
             graph.nodes,
             type(model).__name__,
-            [value_info(name, tensor.spec) for name, tensor in symbols.items()],
-            [value_info(name, spec) for name, spec in described],
+            given_info,
+            [value_info(name, spec, shared) for name, spec in described],
             initializers,
             # No value_info: told the shapes between nodes, ONNX Runtime 1.32 fuses additions with
             # normalisations, and MiniLM then takes 10 to 17 % longer.
@@ -273,7 +285,7 @@ def _verify(model: Callable[..., Any], proto: onnx.ModelProto, given: Mapping[st
     from pyattn.ort import session
 
     try:
-        run = session(proto)
+        run = session(proto, accelerate=False)
     except Exception as error:
         raise VerificationError(f"export: ONNX Runtime does not load the file: {error}") from error
     for sizes in _other_sizes(given):
@@ -333,9 +345,11 @@ def _other_sizes(given: Mapping[str, Input]) -> list[dict[str, int]]:
     traced = _traced_sizes(given)
     if not traced:
         return [{}]
+    # One sequence has two offsets.
+    offsets = {name for i in given.values() if i.offsets_of is not None for name in i.dims}
     return [
         {
-            name: [n for n in (3, 1, 7, 2, 5, 4) if n != size][(k + 2 * j) % 5]
+            name: [n for n in (3, 1, 7, 2, 5, 4) if n != size][(k + 2 * j) % 5] + (name in offsets)
             for j, (name, size) in enumerate(traced.items())
         }
         for k in range(3)

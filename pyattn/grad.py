@@ -56,8 +56,9 @@ def _gradients(node: Node, given: list[Array | None]) -> Sequence[Array | None]:
     if node.op.vjp is None:
         return _through_expansion(node, given)
     values = node.values or ()
+    # Zeros of stride 0: what a node keeps for its gradient may be large.
     filled = tuple(
-        np.zeros(value.shape, value.dtype) if g is None else g
+        np.broadcast_to(np.zeros((), value.dtype), value.shape) if g is None else g
         for g, value in zip(given, values, strict=True)
     )
     arrays = tuple(None if x is None else x.value for x in node.inputs)

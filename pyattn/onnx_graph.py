@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyattn.tensor import Array, Node, Spec, Tensor
+from pyattn.tensor import Array, Dim, Node, Spec, Tensor
 from pyattn.walk import topological
 
 if TYPE_CHECKING:
@@ -44,6 +44,17 @@ class Shared:
     opset: int
     functions: dict[str, onnx.FunctionProto] | None  # None: everything is written inline
     attention_outputs: bool
+    sizes: dict[Dim, str] = field(default_factory=dict)  # what dynamic dimensions are called
+
+    def label(self, size: Dim) -> str:
+        """Return what a dimension is called; no other is called so."""
+        if size not in self.sizes:
+            taken, label, number = set(self.sizes.values()), size.name, 0
+            while size.owner is not None and label in taken:
+                number += 1
+                label = f"{size.name}_{number}"
+            self.sizes[size] = label
+        return self.sizes[size]
 
 
 class Graph:
@@ -190,12 +201,11 @@ class Graph:
         inner.rename(sources, results)
         shown = [spec for _, spec in inner.attention]
         given, made = [x.spec for x in inputs], [x.spec for x in outputs] + shown
-        proto = helper.make_graph(
-            inner.nodes,
-            name,
-            list(map(value_info, names, given)),
-            list(map(value_info, results, made)),
+        read, written = (
+            [value_info(label, spec, self._shared) for label, spec in zip(*pair, strict=True)]
+            for pair in ((names, given), (results, made))
         )
+        proto = helper.make_graph(inner.nodes, name, read, written)
         return proto, shown
 
     def show(self, name: str, weights: Spec) -> None:
@@ -218,7 +228,7 @@ class Graph:
     def _lower(self, node: Node) -> None:
         is_attention = node.op.function is not None
         written = node
-        if is_attention and self._shared.attention_outputs:
+        if is_attention and node.op.has_weights and self._shared.attention_outputs:
             written = _with_weights(node)
         names = [self._name(x) for x in node.inputs]
         if node.op.function is not None and self._shared.functions is not None:
@@ -301,11 +311,11 @@ class Graph:
         )
 
 
-def value_info(name: str, spec: Spec) -> onnx.ValueInfoProto:
+def value_info(name: str, spec: Spec, shared: Shared) -> onnx.ValueInfoProto:
     """Return the ONNX description of an input or output."""
     from onnx import helper
 
-    sizes = [size if isinstance(size, int) else str(size) for size in spec.shape]
+    sizes = [size if isinstance(size, int) else shared.label(size) for size in spec.shape]
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(spec.dtype), sizes)
 
 

@@ -1,43 +1,191 @@
-"""ONNX Runtime sessions with settings that suit attention models."""
+"""ONNX Runtime sessions: settings that suit attention models, and pyattn's kernels inside them.
+
+A file that pyattn exported calls functions of the domain ``pyattn``, whose bodies it carries. The
+library of :func:`custom_ops_library` has operators of the same names, which run the fused kernels
+of this package on the session's threads; ONNX Runtime prefers them to the bodies.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import importlib.util
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyattn import runtime
 from pyattn.extras import needs
+from pyattn.onnx_graph import DOMAIN
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+    Model = onnx.ModelProto | bytes | str | os.PathLike[str]
+
+LIBRARY = "pyattn_ort"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a node that calls an attention function runs."""
+
+    node: str
+    operator: str
+    accelerated: bool  # by pyattn's kernel; else the function's body runs
+
+    def __str__(self) -> str:
+        where = "pyattn's kernel" if self.accelerated else "the function's body"
+        return f"{self.node}: {DOMAIN}::{self.operator} runs {where}"
+
+
+def custom_ops_library() -> Path:
+    """Return the path of the library with pyattn's operators for ONNX Runtime.
+
+    Any binding of ONNX Runtime 1.20 or later can load it, as
+    ``SessionOptions.register_custom_ops_library`` does in Python. It then has the operators of the
+    usual variants. The entry ``"pyattn.operators"`` of the session's configuration, names with
+    commas between them, asks for others; :func:`session` reads them from the model. The entry
+    ``"pyattn.threads"`` bounds how many of the session's threads a kernel uses.
+
+    Raises
+    ------
+    FileNotFoundError
+        When pyattn was built without the library.
+    """
+    for suffix in (".so", ".dylib", ".dll"):
+        path = _folder() / f"{LIBRARY}{suffix}"
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"pyattn was built without {LIBRARY}, its operators for ONNX Runtime")
+
 
 def session(
-    model: onnx.ModelProto | bytes | str | os.PathLike[str],
+    model: Model,
     *,
+    accelerate: bool = True,
     threads: int | None = None,
     folder: str | os.PathLike[str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """Return a CPU session for a model in memory or in a file.
 
-    ``threads`` defaults to :func:`pyattn.runtime.threads`, which heeds the affinity mask and the
-    container's limit; ONNX Runtime by itself heeds neither. The memory arena grows by what is
-    asked for, because sequence lengths differ from call to call. ``folder`` is where the files with
-    the weights of a model in memory lie, if it has such.
+    Parameters
+    ----------
+    model:
+        A ModelProto, its bytes, or the path of a file.
+    accelerate:
+        Whether pyattn's kernels run where the model calls a function of the domain ``pyattn``;
+        :func:`describe` tells where they do. Otherwise the bodies of the functions run.
+    threads:
+        How many, by default :func:`pyattn.runtime.threads`, which heeds the affinity mask and the
+        container's limit; ONNX Runtime by itself heeds neither.
+    folder:
+        Where the files with the weights of a model in memory lie, if it has such.
+
+    Returns
+    -------
+    onnxruntime.InferenceSession
+        Its memory arena grows by what is asked for, because sequence lengths differ from call to
+        call.
+
+    Raises
+    ------
+    ValueError
+        For a number of threads below 1.
     """
     needs("onnxruntime", "onnx")
+    needs("onnx", "onnx")
     import onnxruntime
 
+    count = runtime.threads() if threads is None else threads
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"session: threads must be an integer of 1 or more; got {threads!r}")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or runtime.threads()
+    options.intra_op_num_threads = count
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    placements = [
+        Placement(node, operator, accelerate and has_kernel(operator))
+        for node, operator in _calls(_read(model))
+    ]
+    names = sorted({x.operator for x in placements if x.accelerated})
+    if names:
+        options.add_session_config_entry("pyattn.operators", ",".join(names))
+        options.add_session_config_entry("pyattn.threads", str(count))
+        options.register_custom_ops_library(str(custom_ops_library()))
     if folder:
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(folder))
-    source: Any = model
+    source: Any = os.fspath(model) if isinstance(model, os.PathLike) else model
     if not isinstance(model, (bytes, str, os.PathLike)):
         source = model.SerializeToString()
     provider = ("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})
-    return onnxruntime.InferenceSession(source, options, providers=[provider])
+    made = onnxruntime.InferenceSession(source, options, providers=[provider])
+    made._pyattn_placements = tuple(placements)
+    return made
+
+
+def describe(session: onnxruntime.InferenceSession) -> tuple[Placement, ...]:
+    """Return where the attention nodes of a session of :func:`session` run, in their order.
+
+    Raises
+    ------
+    TypeError
+        For a session that was made elsewhere.
+    """
+    placements = getattr(session, "_pyattn_placements", None)
+    if placements is None:
+        raise TypeError(f"describe: session must come from pyattn.ort.session; got {session!r}")
+    found: tuple[Placement, ...] = placements
+    return found
+
+
+def has_kernel(operator: str) -> bool:
+    """Return whether the library has a kernel for a function of the domain ``pyattn``."""
+    known: bool = _library().pyattn_has_operator(operator.encode())
+    return known
+
+
+def _folder() -> Path:
+    """Return where the compiled parts are; not beside this file where it was installed editable."""
+    core = importlib.util.find_spec("pyattn._core")
+    return Path(core.origin if core and core.origin else __file__).parent
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(os.fspath(custom_ops_library()))
+    library.pyattn_has_operator.argtypes = [ctypes.c_char_p]
+    library.pyattn_has_operator.restype = ctypes.c_bool
+    return library
+
+
+def _read(model: Model) -> onnx.ModelProto:
+    """Return the model without the weights that lie in files of their own."""
+    import onnx
+
+    if isinstance(model, bytes):
+        return onnx.load_from_string(model)
+    if isinstance(model, (str, os.PathLike)):
+        return onnx.load(model, load_external_data=False)
+    return model
+
+
+def _calls(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    """Yield the name and the operator of each node that calls a function of the domain."""
+    bodies: list[Sequence[onnx.NodeProto]] = [model.graph.node, *(f.node for f in model.functions)]
+    for body in bodies:
+        for node in _nodes(body):
+            if node.domain == DOMAIN:
+                yield node.name or node.output[0], node.op_type
+
+
+def _nodes(body: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in body:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)

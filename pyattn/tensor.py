@@ -30,11 +30,14 @@ class TraceError(TypeError):
 class Dim:
     """A named dynamic dimension, such as ``Dim("batch")``.
 
-    Two dimensions are equal when their names are. Nothing else can be asked of them: a model that
-    branches on a dynamic size would be exported for one size only.
+    Two dimensions are equal when their names and their owners are. Nothing else can be asked of
+    them: a model that branches on a dynamic size would be exported for one size only.
+
+    What has an owner is told from others of its name, by a number behind it in an exported file.
     """
 
     name: str
+    owner: object = None
 
     def _refuse(self, *_: object) -> NoReturn:
         raise TraceError(
@@ -47,14 +50,19 @@ class Dim:
     __sub__ = __rsub__ = __mod__ = __floordiv__ = __truediv__ = _refuse
 
     def __add__(self, other: object) -> Dim:
-        return self if other == 0 else Dim(f"{self} + {other}")
+        return self if other == 0 else self.derived(f"{self} + {other}", other)
 
     __radd__ = __add__
 
     def __mul__(self, other: object) -> Dim:
-        return self if other == 1 else Dim(f"{self}*{other}")
+        return self if other == 1 else self.derived(f"{self}*{other}", other)
 
     __rmul__ = __mul__
+
+    def derived(self, name: str, other: object = None) -> Dim:
+        """Return the dimension that follows from this one, and from another if it is one."""
+        owners = self.owner, other.owner if isinstance(other, Dim) else None
+        return Dim(name, None if owners == (None, None) else owners)
 
     def __str__(self) -> str:
         return self.name
@@ -109,6 +117,8 @@ class Op:
         the first, ``"weights"`` among them if asked for.
     optional:
         How many of the last inputs may be None.
+    has_weights:
+        Whether ``aux`` of a mechanism knows ``"weights"``.
     """
 
     name: str
@@ -121,6 +131,7 @@ class Op:
     arguments: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     optional: int = 0
+    has_weights: bool = True
 
     def __post_init__(self) -> None:
         if self.name in REGISTRY:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 import pyattn as pa
+from pyattn.attention.position import POSITION
+from pyattn.tensor import apply
 from tests.case import Case, In
 from tests.naive_luong import naive_luong
-from tests.reference_luong import luong
+from tests.reference_luong import luong, position_of
 
 HEADS = {"query": In(("B", "T", 6))}
 SCORES: dict[str, dict[str, In]] = {
@@ -73,7 +77,19 @@ def _predictive(
     return _case(score, f"local-p{variant}", more, align="local-p", **options)
 
 
+def _shares(query: Any, weight: Any, v: Any) -> Any:
+    options: Any = {"position_weight": weight, "position_v": v}
+    return np.array([[position_of(row, 1, options) for row in entry] for entry in query])
+
+
 LUONG = [
+    Case(
+        "luong/position",
+        "position",
+        HEADS | {"weight": In((40, 6)), "v": In((40,))},
+        lambda query, weight, v: apply(POSITION, query, weight, v),
+        _shares,
+    ),
     *(_case(score) for score in SCORES),
     _case("dot", "mask", BOOL | VALUE, ("max", "weights")),
     _case("general", "lengths", LENGTHS | {"attn_mask": In((1, "S"), "bias")}),

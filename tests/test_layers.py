@@ -11,7 +11,6 @@ import pytest
 
 import pyattn as pa
 from pyattn import _core, nn, ops
-from pyattn.ort import session
 from pyattn.tensor import Tensor
 from tests import reference_layers
 from tests.reference import max_error
@@ -86,7 +85,7 @@ def test_gradients_in_half_precision(rng: Any) -> None:
 
 
 @pytest.mark.parametrize(("opset", "standard"), [(18, False), (24, True)])
-def test_export_in_float16(opset: int, standard: bool, rng: Any) -> None:
+def test_export_in_float16(opset: int, standard: bool, rng: Any, session: Any) -> None:
     x, cosine, sine, positions = rotary_inputs(rng, np.float16)
 
     def model(x: Any, positions: Any) -> Any:
@@ -102,7 +101,7 @@ def test_export_in_float16(opset: int, standard: bool, rng: Any) -> None:
     assert max_error(found, model(**inputs)) <= 4e-3
 
 
-def test_bfloat16_is_exported_in_operators_that_onnx_runtime_has(rng: Any) -> None:
+def test_bfloat16_is_exported_in_operators_that_onnx_runtime_has(rng: Any, session: Any) -> None:
     x, cosine, sine, positions = rotary_inputs(rng)
     half = HALVES[1]
 
@@ -117,7 +116,7 @@ def test_bfloat16_is_exported_in_operators_that_onnx_runtime_has(rng: Any) -> No
 
 
 @pytest.mark.parametrize("opset", [18, 24])
-def test_float64_is_exported(opset: int, rng: Any) -> None:
+def test_float64_is_exported(opset: int, rng: Any, session: Any) -> None:
     x, cosine, sine, positions = rotary_inputs(rng, np.float64)
 
     def model(x: Any) -> Any:
@@ -130,7 +129,9 @@ def test_float64_is_exported(opset: int, rng: Any) -> None:
 
 
 @pytest.mark.parametrize("opset", [18, 24])
-def test_a_position_outside_the_tables_is_refused_by_the_exported_file_too(opset: int) -> None:
+def test_a_position_outside_the_tables_is_refused_by_the_exported_file_too(
+    opset: int, session: Any
+) -> None:
     rotary = nn.RotaryEmbedding(8, 4)
     x, positions = np.ones((1, 2, 3, 8), F), np.array([[0, 1, 2]])
     dims = {

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyattn as pa
+from pyattn import _core
 from pyattn.attention._sdpa_graph import full_mask
 from pyattn.attention.local import AUX, LOCAL
 from pyattn.tensor import apply
@@ -166,3 +167,48 @@ def test_bits_depend_neither_on_the_threads_nor_on_the_batch(rng: Any, direction
             np.testing.assert_array_equal(whole[b : b + 1], part)
         for name in names:
             np.testing.assert_array_equal(runs[0][1][name][b : b + 1], gradients[name])
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"state": np.ones((2, 5), np.float32)}, ValueError, "state must have shape"),
+        ({"state": np.ones((2, 5, 4), np.int64)}, TypeError, "state has dtype int64"),
+        ({"state": np.ones((2, 5, 8), np.float32)[..., ::2]}, ValueError, "unit stride"),
+        ({"position_weight": np.ones((3, 4))}, TypeError, "position_weight has dtype float64"),
+        ({"position_weight": np.ones((3, 5), np.float32)}, ValueError, "H in common"),
+        ({"position_v": np.ones(4, np.float32)}, ValueError, r"position_v must have shape \(3,\)"),
+        ({"kv_lengths": np.array([1, 10])}, ValueError, "kv_lengths"),
+    ],
+)
+def test_positions_refuse(changed: dict[str, Any], error: type[Exception], message: str) -> None:
+    arrays: dict[str, Any] = {
+        "state": np.ones((2, 5, 4), np.float32),
+        "position_weight": np.ones((3, 4), np.float32),
+        "position_v": np.ones(3, np.float32),
+        "kv_lengths": None,
+    }
+    with pytest.raises(error, match=message) as caught:
+        _core.positions(**(arrays | changed), keys=9)
+    assert str(caught.value).startswith("positions: ")
+
+
+def test_the_state_of_positions_must_fit_the_query() -> None:
+    query, key = np.ones((2, 5, 4), np.float32), np.ones((2, 9, 4), np.float32)
+    weight, v = np.ones((3, 4), np.float32), np.ones(3, np.float32)
+
+    def call(centre: Any) -> Any:
+        return _core.local(query, key, key, centre, 2, False, None, None, None, None)
+
+    assert call((query, weight, v)).shape == (2, 5, 4)
+    with pytest.raises(ValueError, match="local: state must have B and T of the query"):
+        call((query[:, :4], weight, v))
+    with pytest.raises(TypeError, match="local: centre must be an array or three"):
+        call((query, weight))
+    with pytest.raises(TypeError, match="local: state has dtype float64"):
+        call((query.astype(float), weight, v))
+    with pytest.raises(TypeError, match=r"local_backward: centre must be a numpy\.ndarray"):
+        _core.local_backward(
+            query, key, key, (query, weight, v), 2, False, None, None, None,
+            query, None, None, None, {"query"},
+        )  # fmt: skip

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import pyattn as pa
 from pyattn import nn, ops
-from pyattn.ort import session
 
 
 class Reader(nn.Module):
@@ -69,7 +68,7 @@ def test_a_traced_loop_is_one_node(reader: Any, inputs: Any, opset: int, functio
     assert "attention.key.weight.T" not in read
 
 
-def test_every_number_of_steps_in_one_file(reader: Any, inputs: Any) -> None:
+def test_every_number_of_steps_in_one_file(reader: Any, inputs: Any, session: Any) -> None:
     run = session(pa.export(reader, inputs))
     source, lengths = inputs["source"].example, inputs["lengths"].example
     for steps in (1, 2, 11):
@@ -81,7 +80,7 @@ def test_every_number_of_steps_in_one_file(reader: Any, inputs: Any) -> None:
         assert found[1].shape[1] <= steps
 
 
-def test_it_stops_in_the_step_that_says_so(inputs: Any) -> None:
+def test_it_stops_in_the_step_that_says_so(inputs: Any, session: Any) -> None:
     def model(source: Any) -> Any:
         last, counts = ops.loop(
             lambda n: (n + 1, n, ops.all(ops.greater(n, 3))), ops.arange_like(source, 0), 50
@@ -97,7 +96,9 @@ def test_it_stops_in_the_step_that_says_so(inputs: Any) -> None:
             assert last.tolist() == [row + 5 for row in range(rows)]
 
 
-def test_weights_of_each_step_are_outputs_on_request(reader: Any, inputs: Any) -> None:
+def test_weights_of_each_step_are_outputs_on_request(
+    reader: Any, inputs: Any, session: Any
+) -> None:
     proto = pa.export(reader, inputs, attention_outputs=True)
     *_, shown = proto.graph.output
     assert shown.name == "attention_weights_0"
@@ -108,6 +109,57 @@ def test_weights_of_each_step_are_outputs_on_request(reader: Any, inputs: Any) -
         before, given["source"] * 2, kv_lengths=given["lengths"], aux=("weights",)
     )
     np.testing.assert_allclose(weights[:, :, 0, 0].swapaxes(0, 1), exact, atol=1e-6)
+
+
+class TwoReaders(nn.Module):
+    """Reads a source twice, with two decoders that stop when they like."""
+
+    def __init__(self, rng: Any) -> None:
+        self.first, self.second = Reader(rng), Reader(rng)
+
+    def __call__(self, source: Any, lengths: Any, steps: Any) -> dict[str, Any]:
+        _, tokens, _ = self.first(source, lengths, steps)
+        _, others, states = self.second(source, lengths, steps + 3)
+        return {"tokens": tokens, "others": others, "states": states}
+
+
+def test_two_decodes_in_one_graph(inputs: Any, rng: Any, session: Any) -> None:
+    model = TwoReaders(rng)
+    proto = pa.export(model, inputs)
+    sizes = {output.name: output.type.tensor_type.shape.dim for output in proto.graph.output}
+    names = [sizes[name][1].dim_param for name in ("tokens", "others", "states")]
+    assert names == ["steps", "steps_1", "steps_1"]
+    run, ended = session(proto), set()
+    for seed in range(6):
+        source = np.random.default_rng(seed).standard_normal((2, 5, 4)).astype(np.float32)
+        given = {"source": source, "lengths": np.array([5, 2]), "steps": np.array(9)}
+        exact = model(**given)
+        for found, expected in zip(run.run(None, given), exact.values(), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+        ended.add((exact["tokens"].shape[1], exact["others"].shape[1]))
+    assert any(first != second for first, second in ended)
+
+
+def test_names_of_steps(inputs: Any) -> None:
+    def counted(source: Any, dim: str | None = None) -> Any:
+        def step(n: Any) -> Any:
+            return n + 1, n, ops.all(ops.greater(n, 3))
+
+        return ops.loop(step, ops.arange_like(source, 0), 50, dim=dim)[1]
+
+    source = pa.Input(inputs["source"].example, ("B", "steps", None))
+    proto = pa.export(
+        lambda source: (counted(source), counted(source, "count")), {"source": source}
+    )
+    shapes = [output.type.tensor_type.shape.dim for output in proto.graph.output]
+    assert [shape[1].dim_param for shape in shapes] == ["steps_1", "count"]
+
+    def summed(source: Any, dim: str | None = None) -> Any:
+        return counted(source, dim) + counted(source, dim)
+
+    pa.export(lambda source: summed(source, "count"), {"source": source})  # said to be equal
+    with pytest.raises(ValueError, match="sizes steps and steps do not broadcast"):
+        pa.export(summed, {"source": source})
 
 
 def test_a_loop_within_a_loop(inputs: Any) -> None:
@@ -171,7 +223,7 @@ def test_adding_and_looking_up_along_an_axis_are_adjoint(data: Any, seed: int) -
 
 
 @pytest.mark.parametrize("outside", [-1, 4])
-def test_indices_outside_are_refused_in_onnx_too(outside: int) -> None:
+def test_indices_outside_are_refused_in_onnx_too(outside: int, session: Any) -> None:
     x = np.ones((2, 4), np.float32)
     places = pa.Input(np.array([[0, 1], [3, 2]]), ("B", None))
     inputs = {"x": pa.Input(x, ("B", None)), "places": places}

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyattn as pa
-from pyattn import nn
-from pyattn.ort import session
+from pyattn import nn, ops
+from pyattn.dtypes import compute_dtype
 from tests import reference
 from tests.draws import EDGES, FLOATS, draw_layout, draw_lengths, draw_mask, poison
 from tests.naive_luong import naive_luong
@@ -163,6 +163,50 @@ def test_a_query_that_is_nan_is_nan_and_alone(rng: Any) -> None:
     assert not found[0][1].any()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_query_alone_has_the_bits_of_many(use_isa: Any, rng: Any, isa: str, dtype: Any) -> None:
+    """Many copy their keys and share products; one does neither. Rows begin anywhere."""
+    use_isa(isa)
+    query, key, value = (
+        rng.standard_normal((2, n, 41)).astype(dtype)[..., 1:38] for n in (70, 90, 90)
+    )
+    options: dict[str, Any] = {
+        "position_weight": rng.standard_normal((35, 37)).astype(dtype),
+        "position_v": rng.standard_normal(35).astype(dtype),
+        "kv_lengths": np.array([90, 51]),
+    }
+    options |= {"align": "local-p", "half_width": 6, "aux": LOCAL_P}
+    together = pa.luong_attention(query, key, value, **options)
+    for t in range(0, 70, 9):
+        alone = pa.luong_attention(query[:, t : t + 1], key, value, **options)
+        for one, many in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one[:, 0], many[:, t])
+    first = {name: x[:1] if name == "kv_lengths" else x for name, x in options.items()}
+    one = pa.luong_attention(query[:1, 8:9], key[:1], value[:1], **first)
+    for alone, many in zip(one, together, strict=True):
+        np.testing.assert_array_equal(alone[0, 0], many[0, 8])
+
+
+@pytest.mark.parametrize("layout", ["query", "weight", "v", "key"])
+def test_the_common_call_takes_any_layout(rng: Any, layout: str) -> None:
+    arrays = {
+        "query": rng.standard_normal((2, 20, 8)),
+        "key": rng.standard_normal((2, 30, 8)),
+        "weight": rng.standard_normal((6, 8)),
+        "v": rng.standard_normal(6),
+    }
+    strided = arrays | {layout: np.repeat(arrays[layout], 2, axis=-1)[..., ::2]}
+    if layout == "weight":
+        strided["weight"] = np.asfortranarray(arrays["weight"])
+
+    def call(query: Any, key: Any, weight: Any, v: Any) -> Any:
+        position: dict[str, Any] = {"position_weight": weight, "position_v": v}
+        return pa.luong_attention(query, key, align="local-p", half_width=3, **position)
+
+    np.testing.assert_array_equal(call(**strided), call(**arrays))
+
+
 @pytest.mark.parametrize("score", ["dot", "general"])
 @pytest.mark.parametrize("align", ["global", "local-p"])
 def test_the_common_call_has_the_bits_of_the_others(rng: Any, score: Any, align: Any) -> None:
@@ -181,7 +225,9 @@ def test_the_common_call_has_the_bits_of_the_others(rng: Any, score: Any, align:
 @pytest.mark.parametrize("dtype", FLOATS[2:])
 @pytest.mark.parametrize("align", ALIGNMENTS)
 @pytest.mark.parametrize("score", SCORES)
-def test_half_types_have_gradients_and_onnx(rng: Any, score: Any, align: Any, dtype: Any) -> None:
+def test_half_types_have_gradients_and_onnx(
+    rng: Any, score: Any, align: Any, dtype: Any, session: Any
+) -> None:
     shapes: dict[str, tuple[int, ...]] = {"query": (2, 5, 6), "key": (2, 7, 6)}
     more = {"general": (6, 6), "concat": (8, 12), "location": (9, 6)}
     if score in more:
@@ -215,6 +261,9 @@ def test_half_types_have_gradients_and_onnx(rng: Any, score: Any, align: Any, dt
 
 
 QUERY, KEY = np.ones((2, 5, 8), np.float32), np.ones((2, 7, 8), np.float32)
+CONCAT: dict[str, Any] = {
+    "score": "concat", "weight": np.ones((3, 16), np.float32), "v": np.ones(3, np.float32),
+}  # fmt: skip
 POSITION: dict[str, Any] = {
     "align": "local-p",
     "half_width": 2,
@@ -269,12 +318,85 @@ POSITION: dict[str, Any] = {
             ValueError,
             r"weight must be \(7, 8\) or have more rows",
         ),
+        ({"projected_key": KEY}, ValueError, "projected_key is for score \"concat\".*'dot'"),
+        (CONCAT | {"projected_key": KEY}, ValueError, r"must be \(B, S, A\) = \(2, 7, 3\)"),
+        (
+            CONCAT | {"projected_key": np.ones((2, 7, 3))},
+            TypeError,
+            "projected_key float64",
+        ),
     ],
 )
 def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
         pa.luong_attention(QUERY, KEY, **options)
     assert str(caught.value).startswith("luong_attention: ")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("align", ALIGNMENTS)
+def test_a_projected_key_is_not_made_again(rng: Any, align: Any, dtype: Any) -> None:
+    def normal(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(dtype)
+
+    query, key, weight = normal(2, 5, 6), normal(2, 7, 4), normal(8, 10)
+    options: dict[str, Any] = {
+        "score": "concat", "v": normal(8), "align": align, "kv_lengths": np.array([7, 3]),
+        "half_width": None if align == "global" else 2, "aux": ("weights", "lse"),
+    }  # fmt: skip
+    if align == "local-p":
+        options |= {"position_weight": normal(3, 6), "position_v": normal(3)}
+    expected = pa.luong_attention(query, key, weight=weight, **options)
+    wide = [ops.astype(x, compute_dtype(x.dtype)) for x in (key, weight[:, 6:])]
+    projected = ops.linear(*wide).astype(dtype)
+    unread = weight.copy()
+    unread[:, 6:] = np.nan
+    found = pa.luong_attention(query, key, weight=unread, projected_key=projected, **options)
+    for f, e in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(f, e)
+
+
+@pytest.mark.parametrize("align", ["global", "local-p"])
+def test_the_gradient_of_a_projected_key(rng: Any, align: Any) -> None:
+    options: dict[str, Any] = {
+        "score": "concat", "align": align, "half_width": None if align == "global" else 9,
+    }  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {
+        "query": (2, 5, 6), "key": (2, 7, 4), "weight": (8, 10), "v": (8,),
+    }  # fmt: skip
+    if align == "local-p":
+        shapes |= {"position_weight": (3, 6), "position_v": (3,)}
+    arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    cotangent = rng.standard_normal((2, 5, 4))
+
+    def once(given: dict[str, Any]) -> Any:
+        projected = ops.linear(given["key"], given["weight"][:, 6:])
+        return pa.luong_attention(**given, projected_key=projected, **options)
+
+    def at_each_step(given: dict[str, Any]) -> Any:
+        return pa.luong_attention(**given, **options)
+
+    pa.check_grad(once, arrays, rng=rng)
+    first, second = (
+        pa.grad(lambda given, call=call: ops.sum(call(given) * cotangent))(arrays)
+        for call in (once, at_each_step)
+    )
+    for name in arrays:
+        np.testing.assert_allclose(first[name], second[name], rtol=1e-12, atol=1e-13)
+
+
+def test_a_projected_key_is_exported(rng: Any) -> None:
+    shapes = {"query": ("B", "T", 6), "key": ("B", "S", 4), "projected_key": ("B", "S", 8)}
+    sizes = {"B": 2, "T": 5, "S": 7}
+    inputs = {
+        name: pa.Input(
+            rng.standard_normal([sizes.get(d, d) for d in dims]).astype(np.float32),
+            tuple(d if isinstance(d, str) else None for d in dims),
+        )
+        for name, dims in shapes.items()
+    }
+    weight, v = (rng.standard_normal(s).astype(np.float32) for s in ((8, 10), (8,)))
+    pa.export(lambda **a: pa.luong_attention(**a, score="concat", weight=weight, v=v), inputs)
 
 
 @pytest.mark.parametrize("align", ALIGNMENTS)

@@ -13,7 +13,6 @@ import pytest
 
 import pyattn as pa
 from pyattn.models import Bert, BertConfig, SentenceEncoder
-from pyattn.ort import session
 from tests import reference
 
 SENTENCES = [
@@ -61,7 +60,7 @@ def test_sentences_are_cut_to_the_length_of_the_checkpoint(encoder: SentenceEnco
 
 @pytest.mark.parametrize("options", [{}, {"functions": False}, {"opset": 18}])
 def test_the_exported_file_computes_the_same(
-    encoder: SentenceEncoder, options: dict[str, Any], tmp_path: Path
+    encoder: SentenceEncoder, options: dict[str, Any], tmp_path: Path, session: Any
 ) -> None:
     path = tmp_path / "minilm.onnx"
     proto = pa.export(encoder, encoder.example_inputs(), path, **options)
@@ -72,6 +71,30 @@ def test_the_exported_file_computes_the_same(
         sentences = [SENTENCES[row] for row in rows]
         (found,) = run.run(None, encoder.tokenize(sentences))
         np.testing.assert_allclose(found, encoder.encode(sentences), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_packed_sentences_are_the_padded_ones(
+    encoder: SentenceEncoder, pooling: Any, session: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(encoder, "pooling", pooling)
+    run = session(pa.export(encoder, encoder.example_inputs(packed=True), opset=18))
+    for rows in ([0], [1, 2, 3], [5, 0, 4, 1]):
+        sentences = [SENTENCES[row] for row in rows]
+        packed, padded = encoder.pack(sentences), encoder.tokenize(sentences)
+        assert packed["input_ids"].size == padded["attention_mask"].sum()
+        expected = encoder(**padded)["sentence_embedding"]
+        np.testing.assert_allclose(encoder(**packed)["sentence_embedding"], expected, atol=2e-6)
+        (found,) = run.run(None, packed)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_empty_sequence_has_the_embedding_0(encoder: SentenceEncoder) -> None:
+    packed = encoder.pack(SENTENCES[:1])
+    ends = np.append(packed["cu_seqlens"], packed["cu_seqlens"][-1])
+    vectors = encoder(packed["input_ids"], cu_seqlens=ends)["sentence_embedding"]
+    assert vectors.shape == (2, 384)
+    assert not vectors[1].any()
 
 
 def test_the_tokenizer_travels_with_the_file(encoder: SentenceEncoder, tmp_path: Path) -> None:
@@ -89,7 +112,7 @@ def test_the_tokenizer_travels_with_the_file(encoder: SentenceEncoder, tmp_path:
     )
 
 
-def test_attention_outputs_of_every_layer(encoder: SentenceEncoder) -> None:
+def test_attention_outputs_of_every_layer(encoder: SentenceEncoder, session: Any) -> None:
     proto = pa.export(encoder, encoder.example_inputs(), attention_outputs=True, verify=False)
     feed = encoder.tokenize(SENTENCES[:2])
     _, *maps = session(proto).run(None, feed)
@@ -114,6 +137,14 @@ def test_wrong_input(encoder: SentenceEncoder) -> None:
         encoder.bert(np.zeros(3, np.int64))
     with pytest.raises(ValueError, match=r"attention_mask must be \(1, 2\); got shape \(1, 3\)"):
         encoder.bert(np.zeros((1, 2), np.int64), np.ones((1, 3), np.int64))
+    with pytest.raises(ValueError, match=r"input_ids must be \(N,\); got shape \(1, 2\)"):
+        encoder.bert(np.zeros((1, 2), np.int64), cu_seqlens=np.array([0, 2]))
+    with pytest.raises(ValueError, match="cu_seqlens excludes attention_mask"):
+        encoder.bert(np.zeros(2, np.int64), np.ones(2, np.int64), cu_seqlens=np.array([0, 2]))
+    with pytest.raises(ValueError, match="a sequence of input_ids has 513 positions"):
+        encoder.bert(np.zeros(513, np.int64), cu_seqlens=np.array([0, 513]))
+    with pytest.raises(ValueError, match="expected one of attention_mask and cu_seqlens"):
+        encoder(np.zeros((1, 2), np.int64))
     with pytest.raises(ValueError, match=r"indices must lie in 0\.\.30521; got 30522"):
         encoder.bert(np.full((1, 2), 30522))
 

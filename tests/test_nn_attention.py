@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,16 @@ def test_self_attention_over_other_scores(rng: Any, score: Any, heads: int) -> N
     np.testing.assert_allclose(out, joined, atol=1e-5)
 
 
+def test_general_draws_no_key(rng: Any) -> None:
+    attention = nn.SelfAttention(6, score="general", rng=np.random.default_rng(5))
+    draws = np.random.default_rng(5)
+    query, value, output = (nn.Linear(6, 6, bias=bias, rng=draws) for bias in (False, True, True))
+    for made, expected in zip(
+        (attention.query, attention.value, attention.output), (query, value, output), strict=True
+    ):
+        np.testing.assert_array_equal(made.weight, expected.weight)
+
+
 def test_one_head_of_general_is_luongs_score(rng: Any) -> None:
     attention = nn.SelfAttention(6, score="general", rng=rng)
     (x,) = sequences(rng, (2, 5, 6))
@@ -115,6 +126,23 @@ def test_one_head_of_general_is_luongs_score(rng: Any) -> None:
     exact = luong(x, x, score="general", weight=attention.query.weight.T)
     _, weights = attention(x, aux=("weights",))
     np.testing.assert_allclose(weights[:, 0], exact["weights"], atol=1e-5)
+
+
+@pytest.mark.parametrize("score", ["scaled-dot", "general"])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_packed_sequences_attend_within_themselves(rng: Any, score: Any, is_causal: bool) -> None:
+    layer = nn.SelfAttention(12, 3, score=score, rng=rng)
+    x, ends = rng.standard_normal((9, 12)).astype(np.float32), np.array([0, 4, 4, 9])
+    found, lse = layer(x, cu_seqlens=ends, is_causal=is_causal, aux=("lse",))
+    assert lse.shape == (3, 9)
+    for begin, end in pairwise(ends):
+        alone = layer(x[None, begin:end], is_causal=is_causal)[0]
+        np.testing.assert_allclose(found[begin:end], alone, atol=1e-6)
+    inputs = {
+        "x": pa.Input(x, ("tokens", None)),
+        "cu_seqlens": pa.Input(ends, ("offsets",), offsets_of="tokens"),
+    }
+    pa.export(layer, inputs)  # verifies
 
 
 @pytest.mark.parametrize("score", ["scaled-dot", "additive", "general"])

@@ -14,10 +14,14 @@ import onnx
 import pytest
 
 import pyattn as pa
+from pyattn.ort import describe, session
 from tests.reference_sdpa import sdpa_outputs
+from tests.runtimes import newest_opset
 
 SLOTS = ("query", "key", "value", "mask", "past_key", "past_value", "kv_lengths")
 SCORES = ("scores", "capped_scores", "biased_scores", "weights")  # by qk_matmul_output_mode
+
+OPSET = min(24, newest_opset())
 
 Call = Callable[..., Sequence[Any]]
 
@@ -49,6 +53,27 @@ def by_oracle(*arrays: Any, mask: Any, aux: tuple[str, ...], **options: Any) -> 
 def by_pyattn(*arrays: Any, mask: Any, aux: tuple[str, ...], **options: Any) -> Sequence[Any]:
     found = pa.scaled_dot_product_attention(*arrays, mask, aux=aux, **options)
     return found if aux else [found]
+
+
+def by_onnx_runtime(*arrays: Any, mask: Any, aux: tuple[str, ...], **options: Any) -> Sequence[Any]:
+    """pyattn's operator inside ONNX Runtime; NumPy has no bfloat16 to feed it with."""
+    given = dict(zip(("query", "key", "value", "attn_mask"), (*arrays, mask), strict=True))
+    given |= options
+    feed = {name: x for name, x in given.items() if isinstance(x, np.ndarray)}
+    rest = {name: x for name, x in given.items() if name not in feed}
+    dtype = arrays[0].dtype
+    floats = {name for name, x in feed.items() if x.dtype == dtype}
+
+    def model(**inputs: Any) -> Any:
+        inputs = {k: pa.ops.astype(x, dtype) if k in floats else x for k, x in inputs.items()}
+        found = pa.scaled_dot_product_attention(**inputs, **rest, aux=aux)
+        found = found if aux else (found,)
+        return tuple(pa.ops.astype(x, np.float32) for x in found)
+
+    feed = {name: x.astype(np.float32) if name in floats else x for name, x in feed.items()}
+    run = session(pa.export(model, feed, opset=OPSET, verify=False))
+    assert [placement.accelerated for placement in describe(run)] == [True]
+    return [x.astype(dtype) for x in run.run(None, feed)]
 
 
 def split_heads(array: Any, heads: int) -> Any:
@@ -136,3 +161,8 @@ def test_oracle_is_onnx_s(case: Any) -> None:
 def test_pyattn_is_onnx_s(case: Any, isa: str, use_isa: Callable[[str], None]) -> None:
     use_isa(isa)
     check(by_pyattn, case)
+
+
+@every_case
+def test_the_operator_is_onnx_s(case: Any) -> None:
+    check(by_onnx_runtime, case)

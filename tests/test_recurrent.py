@@ -233,10 +233,64 @@ def test_weights_that_are_used_often_are_written_once(rng: Any) -> None:
     assert shapes.count((1, 18, 4)) == shapes.count((1, 18, 6)) == 1
 
 
+DIMS: dict[str, Any] = {
+    "x": ("batch", "steps", None), "h0": ("batch", None), "c0": ("batch", None),
+    "lengths": ("batch",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", ["constant", "traced"])
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("op", "options"), [("gru", {}), ("gru", {"reset_after": False}), ("lstm", {})]
+)
+def test_float64_is_exported_as_a_scan(
+    op: str, options: Any, padded: bool, reverse: bool, state: bool, weights: str, rng: Any
+) -> None:
+    arrays: dict[str, Any] = layer_inputs(op, rng, np.float64, batch=3, length=5)
+    for name in ("h0", "c0"):
+        if name in arrays and not state:
+            del arrays[name]
+    arrays |= {"lengths": np.array([5, 2, 0])} if padded else {}
+    fixed = {k: arrays.pop(k) for k in list(arrays) if weights == "constant" and k not in DIMS}
+
+    def model(**given: Any) -> Any:
+        return getattr(ops, op)(**given, **fixed, reverse=reverse, **options)
+
+    inputs = {
+        name: pa.Input(array, DIMS.get(name, ()), at_most="steps" if name == "lengths" else None)
+        for name, array in arrays.items()
+    }
+    proto = pa.export(model, inputs)
+    assert [node.op_type for node in proto.graph.node].count("Scan") == 1
+    for batch, length in ((3, 5), (1, 1), (4, 9)):
+        given = {k: v.resized({"batch": batch, "steps": length}) for k, v in inputs.items()}
+        if padded:
+            given["lengths"] = rng.integers(0, length + 1, batch)
+            given["x"] = poison(given["x"], np.arange(length) >= given["lengths"][:, None])
+        exact = model(**given)
+        for f, e in zip(session(proto).run(None, given), exact, strict=True):
+            assert f.dtype == np.float64
+            assert max_error(f, e) <= 1e-14
+
+
 @both
-def test_float64_is_not_exported(op: str, rng: Any) -> None:
-    with pytest.raises(ValueError, match=f"ONNX Runtime has no {op.upper()} for float64"):
-        pa.export(lambda **a: getattr(ops, op)(**a)[0], layer_inputs(op, rng, np.float64))
+def test_layers_of_float64_are_exported(op: str, rng: Any) -> None:
+    layer: Any = (nn.GRU if op == "gru" else nn.LSTM)(4, 6, layers=2, bidirectional=True, rng=rng)
+    layer = layer.replace({k: v.astype(np.float64) for k, v in layer.parameters().items()})
+    x = pa.Input(rng.standard_normal((3, 5, 4)), DIMS["x"])
+    lengths = pa.Input(np.array([5, 1, 0]), DIMS["lengths"], at_most="steps")
+
+    def model(x: Any, lengths: Any) -> Any:
+        output, last = layer(x, lengths=lengths)
+        return (output, last) if op == "gru" else (output, *last)
+
+    run = session(pa.export(model, {"x": x, "lengths": lengths}))
+    given = {"x": rng.standard_normal((2, 8, 4)), "lengths": np.array([3, 8])}
+    for f, e in zip(run.run(None, given), model(**given), strict=True):
+        assert max_error(f, e) <= 1e-14
 
 
 @both

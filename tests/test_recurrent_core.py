@@ -10,6 +10,7 @@ import pytest
 
 import pyattn as pa
 from pyattn import _core, ops
+from pyattn.tensor import Tensor
 from tests.reference import max_error, tolerance
 from tests.test_recurrent import all_gradients, layer_inputs
 
@@ -94,6 +95,45 @@ def test_a_sequence_has_the_same_bits_alone(op: str, length: int, rng: Any) -> N
         np.testing.assert_array_equal(many[6:7], one)
 
 
+@every_isa
+@both
+def test_a_step_with_weights_at_any_address(op: str, isa: str, rng: Any, use_isa: Any) -> None:
+    use_isa(isa)
+    for size in (1, 16, 33):
+        arrays = layer_inputs(op, rng, batch=2, length=1, size=size)
+        together = getattr(ops, op)(**arrays)
+        alone = {k: v[1:] if k in ("x", "h0", "c0") else v for k, v in arrays.items()}
+        for shift in range(17):
+            for name in ("weight_input", "weight_hidden"):
+                place = np.empty(arrays[name].size + 17, F)[shift:][: arrays[name].size]
+                place[:] = arrays[name].ravel()
+                alone[name] = place.reshape(arrays[name].shape)
+            for many, one in zip(together, getattr(ops, op)(**alone), strict=True):
+                np.testing.assert_array_equal(one, many[1:])
+
+
+@both
+def test_a_cell_is_one_step_of_the_layer(op: str, rng: Any) -> None:
+    """Dense arrays go straight to the kernel, all else through the operation."""
+    cell = getattr(ops, f"{op}_cell")
+    states = ("h0",) if op == "gru" else ("h0", "c0")
+    for dtype in (F, np.float64, np.float16):
+        arrays = layer_inputs(op, rng, dtype, length=1)
+        last = getattr(ops, op)(**arrays)[1:]
+        weights = {k: v for k, v in arrays.items() if k not in ("x", *states)}
+        x, before = arrays["x"][:, 0], [arrays[k] for k in states]
+        spread = np.full((3, 8), np.nan, dtype)
+        spread[:, ::2] = x
+        for given in (x, spread[:, ::2], Tensor(x)):
+            found = cell(given, *before, **weights)
+            for f, e in zip((found,) if op == "gru" else found, last, strict=True):
+                assert f.dtype == dtype
+                np.testing.assert_array_equal(f.numpy() if isinstance(f, Tensor) else f, e)
+        zero = cell(x, *[np.zeros_like(a) for a in before], **weights)
+        absent = cell(x, *[None for _ in before], **weights)
+        np.testing.assert_array_equal(absent, zero)
+
+
 @both
 def test_inputs_of_any_layout(op: str, rng: Any) -> None:
     arrays = layer_inputs(op, rng)
@@ -142,41 +182,49 @@ def test_products(dtype: Any, isa: str, rng: Any, use_isa: Any) -> None:
                 assert max_error(added, exact - bias + 1) <= tolerance(left @ right, exact) * 2
 
 
-G, U, H = np.ones((2, 5, 18), F), np.ones((18, 6), F), np.ones((2, 6), F)
-M = np.ones((4, 3), F)
-READ_ONLY = np.broadcast_to(F(1), (2, 5, 18))
+X, W, U, H = np.ones((2, 5, 4), F), np.ones((18, 4), F), np.ones((18, 6), F), np.ones((2, 6), F)
+W4, U4 = np.ones((24, 4), F), np.ones((24, 6), F)
+Y, M = np.ones((2, 5, 6), F), np.ones((4, 3), F)
+G, G4 = np.ones((1, 5, 2, 48), F), np.ones((1, 5, 2, 64), F)
+STRIDED = np.broadcast_to(F(1), (2, 5, 4))
 
 
-def gru(gates: Any = G, weight: Any = U, h0: Any = H, lengths: Any = None, bias: Any = None) -> Any:
-    return _core.gru(gates.copy(), weight, bias, h0, lengths, False, True, False)
+def gru(x: Any = X, weight_input: Any = W, weight: Any = U, bias_input: Any = None,
+        bias_hidden: Any = None, h0: Any = H, lengths: Any = None) -> Any:  # fmt: skip
+    biases = bias_input, bias_hidden
+    return _core.gru(x, weight_input, weight, *biases, h0, lengths, False, True, False)
 
 
-def read_only() -> Any:
-    gates = G.copy()
-    gates.flags.writeable = False
-    return _core.gru(gates, U, None, H, None, False, True, False)
+def gru_gradient(output: Any = Y, gates: Any = G) -> Any:
+    return _core.gru_gradient(gates, U, H, None, False, True, output, Y, Y, H)
+
+
+def lstm_gradient(cells: Any = Y, gates: Any = G4) -> Any:
+    return _core.lstm_gradient(gates, U4, H, H, None, False, cells, Y, H, H)
 
 
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "gates rank": (lambda: gru(G[0]), ValueError, r"gru: gates must have shape \(B, T, G \* H\)"),
-    "gates size": (lambda: gru(G[..., :17]), ValueError, r"gates must be \(B, T, 3 \* H\)"),
-    "gates dtype": (lambda: gru(G.astype(np.float16)), TypeError, "supported: float32, float64"),
-    "gates read-only": (read_only, ValueError, "gates must be writeable"),
-    "gates strided": (lambda: _core.gru(READ_ONLY, U, None, H, None, False, True, False),
-                      ValueError, "gates must be dense"),
+    "x rank": (lambda: gru(X[0]), ValueError, r"gru: x must have shape \(B, T, any\)"),
+    "x dtype": (lambda: gru(X.astype(np.float16)), TypeError, "supported: float32, float64"),
+    "x strided": (lambda: gru(STRIDED), ValueError, "x must be dense"),
+    "weight_input": (lambda: gru(weight_input=W[:, :3]), ValueError,
+                     r"weight_input must be dense, of shape \(18, 4"),
+    "bias_input": (lambda: gru(bias_input=H[0]), ValueError, "bias_input must be dense"),
     "weight": (lambda: gru(weight=U[:17]), ValueError, r"weight must be dense, of shape \(18, 6"),
-    "weight dtype": (lambda: gru(weight=U.astype(float)), TypeError, "that of gates"),
+    "weight rank": (lambda: gru(weight=U[0]), ValueError, r"weight must have shape \(gates"),
+    "weight dtype": (lambda: gru(weight=U.astype(float)), TypeError, "supported: float32"),
     "state": (lambda: gru(h0=H[:1]), ValueError, "h0 must be dense"),
-    "bias": (lambda: gru(bias=H[0, :5]), ValueError, "bias must be dense"),
+    "bias_hidden": (lambda: gru(bias_hidden=H), ValueError, "bias_hidden must be dense"),
     "lengths": (lambda: gru(lengths=np.array([1, 6])), ValueError, r"must lie in 0\.\.5, got 6"),
     "lengths dtype": (lambda: gru(lengths=np.ones(2, F)), TypeError, "supported: int64"),
     "lengths shape": (lambda: gru(lengths=np.ones(3, int)), ValueError, r"shape \(2,\)"),
-    "lstm": (lambda: _core.lstm(G, U, H, H, None, False, False), ValueError, r"4 \* H"),
-    "gradient": (lambda: _core.gru_gradient(G, U, H, None, False, True, G, G, G, H), ValueError,
-                 "gru_gradient: output must be dense"),
-    "lstm gradient": (lambda: _core.lstm_gradient(np.ones((2, 5, 24), F), np.ones((24, 6), F), H, H,
-                                                  None, False, G, G, H, H), ValueError,
-                      "lstm_gradient: cells must be dense"),
+    "lstm": (lambda: _core.lstm(X, W4, U, None, None, H, H, None, False, False), ValueError,
+             r"lstm: weight must be dense, of shape \(24, 6"),
+    "gradient output": (lambda: gru_gradient(output=Y[0]), ValueError, "gru_gradient: output must"),
+    "gradient gates": (lambda: gru_gradient(gates=Y), ValueError, "gru_gradient: gates must be"),
+    "lstm gradient cells": (lambda: lstm_gradient(cells=Y[0]), ValueError,
+                            "lstm_gradient: cells must have shape"),
+    "lstm gradient gates": (lambda: lstm_gradient(gates=G), ValueError, "gates must be dense"),
     "product sizes": (lambda: _core.product(M, M), ValueError, "left has 3 columns, right has 4"),
     "product rank": (lambda: _core.product(M, M[0]), ValueError, r"right must have shape \(rows"),
     "product dtype": (lambda: _core.product(M, M.T.astype(float)), TypeError, "that of left"),

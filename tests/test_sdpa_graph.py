@@ -12,7 +12,6 @@ import pyattn as pa
 from pyattn import ops
 from pyattn.dtypes import compute_dtype
 from pyattn.grad import pullback
-from pyattn.ort import session
 from tests.draws import FLOATS
 from tests.naive_sdpa import naive_outputs
 from tests.reference import max_error, tolerance
@@ -113,7 +112,9 @@ def test_a_sink_of_minus_infinity_is_none(rng: Any) -> None:
 @pytest.mark.parametrize("functions", [True, False])
 @pytest.mark.parametrize("opset", [18, 24])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
-def test_halves_in_onnx_runtime(dtype: Any, opset: int, functions: bool, rng: Any) -> None:
+def test_halves_in_onnx_runtime(
+    dtype: Any, opset: int, functions: bool, rng: Any, session: Any
+) -> None:
     arrays, options = make(rng, dtype)
     bias, fixed = options.pop("mask").astype(np.float32), dict(options)
     feed = dict(zip("qkv", (a.astype(np.float32) for a in arrays), strict=True)) | {"m": bias}
@@ -169,7 +170,7 @@ def variants(x: Any, y: Any, lengths: Any, starts: Any, slopes: Any) -> list[Any
 
 
 @pytest.mark.parametrize("opset", [18, 24, 26])
-def test_a_name_tells_its_body(opset: int, rng: Any) -> None:
+def test_a_name_tells_its_body(opset: int, rng: Any, session: Any) -> None:
     """All in one model: the exporter raises where one name has two bodies."""
     feed = {
         "x": rng.standard_normal((2, 4, 5, 8)).astype(np.float32),
@@ -193,7 +194,7 @@ def test_a_name_tells_its_body(opset: int, rng: Any) -> None:
         assert max_error(f, e) <= (2e-5 if i < half else 1e-13), i
 
 
-def test_attention_outputs_beside_other_outputs(rng: Any) -> None:
+def test_attention_outputs_beside_other_outputs(rng: Any, session: Any) -> None:
     x = rng.standard_normal((2, 4, 5, 8)).astype(np.float32)
     sinks = rng.standard_normal(4).astype(np.float32)
 
@@ -208,7 +209,7 @@ def test_attention_outputs_beside_other_outputs(rng: Any) -> None:
         assert max_error(f, e) <= max(1e-6, 4 * np.spacing(np.abs(e).max()))
 
 
-def test_a_past_of_dynamic_length(rng: Any) -> None:
+def test_a_past_of_dynamic_length(rng: Any, session: Any) -> None:
     """As many new keys as queries or not, in one batch entry or several."""
     names = ("q", "k", "v", "past_key", "past_value")
     letters = ("T", "S", "S", "P", "P")

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 import pyattn as pa
 from pyattn.dtypes import compute_dtype
 from pyattn.grad import pullback
-from pyattn.ort import session
 from tests.draws import FLOATS, draw_bounds, draw_dropout, draw_heads, draw_layout, draw_scoring
 from tests.naive_sdpa import naive_outputs
 from tests.naive_sdpa_grad import naive_gradients
@@ -233,7 +232,7 @@ def test_gradients_are_those_of_padded_sequences(dtype: Any, causal: Any, rng: A
         assert max_error(array, truth) <= bound, name
 
 
-def test_no_sequences_in_onnx_runtime(rng: Any) -> None:
+def test_no_sequences_in_onnx_runtime(rng: Any, session: Any) -> None:
     names = ("query", "key", "value", "cu_seqlens_q", "cu_seqlens_k")
     dims = (("N", None, None), ("M", None, None), ("M", None, None), ("C",), ("C",))
     sample = make(rng, np.float32, [3, 4], [5, 1])

@@ -64,7 +64,12 @@ def cases(threads: int) -> Iterator[Case]:
         ids = rng.integers(1000, config["vocab_size"], (batch, length), dtype=np.int64)
         yield _case(f"minilm/{batch}x{length}", ids, np.ones_like(ids), threads)
     for batch in RAGGED:
-        yield _case(f"minilm/{batch} sentences", *_sentences(batch), threads)
+        yield sentences_case(batch, threads)
+
+
+def sentences_case(batch: int, threads: int) -> Case:
+    """A padded batch of real sentences."""
+    return _case(f"minilm/{batch} sentences", *sentences(batch), threads)
 
 
 def _case(name: str, ids: Ids, mask: Ids, threads: int) -> Case:
@@ -101,7 +106,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="pyattn-benchmarks-")
 
 
-def _sentences(batch: int) -> tuple[Ids, Ids]:
+def sentences(batch: int) -> tuple[Ids, Ids]:
     """Every k-th of the test sentences, padded to the longest of them, at most 256 tokens."""
     lines = SENTENCES.read_text("utf-8").splitlines()
     tokenizer = import_module("tokenizers").Tokenizer.from_file(
@@ -116,12 +121,13 @@ def _sentences(batch: int) -> tuple[Ids, Ids]:
 
 def _pyattn(feeds: peers.Feeds, threads: int) -> Run:
     peers.pyattn(threads)
-    encoder = _encoder()
-    return lambda: np.asarray(encoder(**feeds)["sentence_embedding"])
+    model = encoder()
+    return lambda: np.asarray(model(**feeds)["sentence_embedding"])
 
 
 @cache
-def _encoder() -> Any:
+def encoder() -> Any:
+    """The eager model."""
     return import_module("pyattn.models").SentenceEncoder.from_pretrained(checkpoint())
 
 
@@ -133,8 +139,8 @@ def _exported(export: Callable[[], str], feeds: peers.Feeds, threads: int) -> Ru
 @cache
 def _export_pyattn() -> str:
     path = str(Path(_folder().name) / "pyattn.onnx")
-    encoder = _encoder()
-    import_module("pyattn").export(encoder, encoder.example_inputs(), path)
+    model = encoder()
+    import_module("pyattn").export(model, model.example_inputs(), path)
     return path
 
 

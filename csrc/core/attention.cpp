@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "core/isa.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 
@@ -15,6 +16,8 @@ constexpr std::int64_t kSharesPerThread = 8;
 // Fewer blocks per thread than this, and the parts of their keys become tasks of their own.
 constexpr std::int64_t kBlocksPerThread = 4;
 constexpr std::int64_t kMostPartBytes = std::int64_t{1} << 25;
+// Multiply-adds that take as long as one term v_a tanh(q_a + k_a).
+constexpr double kWorkPerTerm = 5;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -127,6 +130,24 @@ void run_parts(const AttentionParams<X>& params, const std::vector<AttentionBloc
 
 }  // namespace
 
+bool broadcast_mask(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& stride,
+                    const std::vector<std::int64_t>& target, Mask& mask, std::int64_t& keys) {
+  const std::size_t rank = shape.size();
+  if (rank < 1 || rank > target.size()) return false;
+  // (T, S) of the target are the last two strides; (B, T, S) has no head axis.
+  constexpr int kPlaces4[] = {3, 2, 1, 0};
+  constexpr int kPlaces3[] = {3, 2, 0};
+  for (std::size_t i = 0; i < rank; ++i) {
+    const std::int64_t length = shape[rank - 1 - i];
+    const std::int64_t full = target[target.size() - 1 - i];
+    if (length != 1 && length != full && !(i == 0 && length < full)) return false;
+    const int place = target.size() == 4 ? kPlaces4[i] : kPlaces3[i];
+    mask.stride[place] = length == 1 ? 0 : stride[rank - 1 - i];
+  }
+  if (shape.back() != 1) keys = shape.back();
+  return true;
+}
+
 template <class X>
 void limit_keys(const AttentionParams<X>& params, AttentionBlock& block) {
   std::int64_t lowest = block.first_row;
@@ -235,11 +256,41 @@ void run_attention(const AttentionParams<X>& params, typename AttentionKernels<X
   run_whole(params, tasks, kernel, elements, work);
 }
 
+template <class X>
+void run_mechanism(const AttentionParams<X>& params) {
+  const auto& table = attention_kernels_of<X>(kernels());
+  const auto depth = static_cast<double>(params.query.shape[3]);
+  if (params.v == nullptr) {
+    run_attention<X>(params, table.sdpa, table.merge, depth);
+  } else {
+    run_attention<X>(params, table.additive, table.merge, kWorkPerTerm * depth);
+  }
+}
+
+template <class X>
+AttentionParams<X> scores_of(AttentionParams<X> params, ScoreStage stage,
+                             const View<X, 4>& scores) {
+  params.out.data = params.weights.data = nullptr;
+  params.lse.data = params.max.data = params.entropy.data = params.top_weights.data = nullptr;
+  params.scores = scores;
+  if (stage != ScoreStage::biased) {
+    params.mask = {};
+    params.kv_lengths = nullptr;
+    params.slopes = nullptr;
+    params.left = params.right = kUnbounded;
+    params.keys = scores.shape[3];
+  }
+  if (stage == ScoreStage::plain) params.softcap = 0;
+  return params;
+}
+
 #define PYATTN_INSTANTIATE(X)                                                      \
   template class AttentionTasks<X>;                                                \
   template void limit_keys(const AttentionParams<X>&, AttentionBlock&);            \
   template void run_attention(const AttentionParams<X>&, AttentionKernels<X>::Run, \
-                              AttentionKernels<X>::Merge, double);
+                              AttentionKernels<X>::Merge, double);                 \
+  template void run_mechanism(const AttentionParams<X>&);                          \
+  template AttentionParams<X> scores_of(AttentionParams<X>, ScoreStage, const View<X, 4>&);
 PYATTN_INSTANTIATE(float)
 PYATTN_INSTANTIATE(double)
 PYATTN_INSTANTIATE(Half)

@@ -8,6 +8,12 @@
 
 namespace pyattn {
 
+// Sets the strides with which a mask of `shape` broadcasts to `target`, (B, H, T, S) or (B, T, S),
+// by NumPy's rule. A last axis that is shorter than S, and not 1, is all there is of the keys:
+// `keys` becomes its length. Returns whether the shapes fit.
+bool broadcast_mask(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& stride,
+                    const std::vector<std::int64_t>& target, Mask& mask, std::int64_t& keys);
+
 // Sets the keys that some query of the block may see by position.
 template <class X>
 void limit_keys(const AttentionParams<X>& params, AttentionBlock& block);
@@ -65,5 +71,16 @@ constexpr std::int64_t part_elements(std::int64_t rows, std::int64_t columns) {
 template <class X>
 void run_attention(const AttentionParams<X>& params, typename AttentionKernels<X>::Run kernel,
                    typename AttentionKernels<X>::Merge merge, double work_per_score);
+
+// Scaled dot-product attention, or the additive kind where there is a v, by the best kernels here.
+template <class X>
+void run_mechanism(const AttentionParams<X>& params);
+
+// Scores without masks, those with the softcap, and those that the softmax sees.
+enum class ScoreStage : std::uint8_t { plain, capped, biased };
+
+// The parameters of a run that stores nothing but `scores`, (B, H, T, S).
+template <class X>
+AttentionParams<X> scores_of(AttentionParams<X> params, ScoreStage stage, const View<X, 4>& scores);
 
 }  // namespace pyattn

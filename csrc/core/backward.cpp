@@ -242,6 +242,13 @@ class Backward {
     std::byte* own = queries + most_sums_ * query_bytes_;
     const std::int64_t heads = blocks.heads_blocks();
     const std::int64_t count = (segment.end_block - segment.first_block) * heads;
+    if (kernels_.store_few != nullptr && segment.alone && count == 1 &&
+        blocks.length <= kFewQueries) {
+      store_zeros(segment);
+      kernels_.store_few(params_, blocks.block(p_, segment.batch, segment.group, 0, 0),
+                         v_sums_of(index), scratch);
+      return;
+    }
     std::memset(queries, 0, static_cast<std::size_t>(count * query_bytes_));
     const auto block_at = [&](std::int64_t i) {
       return blocks.block(p_, segment.batch, segment.group, segment.first_block + i / heads,
@@ -254,7 +261,7 @@ class Backward {
     for (std::int64_t key = segment.key_begin; key < segment.key_end; key += chunk_) {
       const std::int64_t end = std::min(key + chunk_, segment.key_end);
       KeySums<T> sums = segment.alone ? sums_at(own, key, end) : part;
-      if (v_stride_ != 0) sums.v = v_sums_.data() + index * static_cast<std::size_t>(v_stride_);
+      sums.v = v_sums_of(index);
       clear(sums, key, end);
       for (std::int64_t i = 0; i < count; ++i) {
         AttentionBlock block = block_at(i);
@@ -270,6 +277,11 @@ class Backward {
     for (std::int64_t i = 0; i < count && query_bytes_ != 0; ++i) {
       kernels_.store_query(params_, block_at(i), sums_of(i), scratch);
     }
+  }
+
+  T* v_sums_of(std::size_t index) {
+    if (v_stride_ == 0) return nullptr;
+    return v_sums_.data() + index * static_cast<std::size_t>(v_stride_);
   }
 
   void clear(const KeySums<T>& sums, std::int64_t key, std::int64_t end) const {

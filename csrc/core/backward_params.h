@@ -26,6 +26,10 @@ struct BackwardParams {
   View<T, 3> column_mass;  // (B, H, S): the sum over the queries of p
 };
 
+// Blocks of so few queries, all that there are for their keys, need no sums of keys: the gradients
+// of a key are made at once, and written where they belong.
+inline constexpr std::int64_t kFewQueries = 2;
+
 // Where a range of keys gathers its gradients: one row per key from `first` on.
 template <class T>
 struct KeySums {

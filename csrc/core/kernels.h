@@ -7,6 +7,7 @@
 
 #include "core/backward_params.h"
 #include "core/local_params.h"
+#include "core/position_params.h"
 #include "core/product_params.h"
 #include "core/recurrent_params.h"
 
@@ -27,6 +28,9 @@ struct BackwardKernels {
   // Adds the parts up in order and stores the gradients of keys first .. end - 1.
   void (*store_keys)(const Params&, std::int64_t batch, std::int64_t group, std::int64_t first,
                      std::int64_t end, const KeySums<T>* parts, std::int64_t count) noexcept;
+  // Stores the gradients of a block of up to kFewQueries queries that has its keys to itself, and
+  // what it gives to KeySums::v. Null where a mechanism has no such kernel.
+  void (*store_few)(const Params&, const AttentionBlock&, T* v_sums, T* scratch) noexcept;
   void (*add_scores)(const Params&, const AttentionBlock&, const ScoreSums<T>&,
                      T* scratch) noexcept;
   void (*store_scores)(const Params&, const ScoreSums<T>&, const ScoreTarget&) noexcept;
@@ -82,6 +86,9 @@ struct Kernels {
   Recurrent lstm;
   Recurrent gru_gradient;
   Recurrent lstm_gradient;
+
+  void (*pack_positions)(const PositionParams<T>&) noexcept;
+  void (*positions)(const PositionParams<T>&, const PositionPart&, T* hidden) noexcept;
 
   void (*pack_product)(const ProductParams<T>&, std::int64_t panel) noexcept;
   void (*product)(const ProductParams<T>&, const ProductPart&) noexcept;

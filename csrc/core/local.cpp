@@ -18,10 +18,13 @@ constexpr std::int64_t kWaveBytes = std::int64_t{1} << 24;
 // Multiply-adds that take as long as one term v_a tanh(q_a + k_a), and as the rest of a score.
 constexpr double kTanhWork = 12;
 constexpr double kScoreWork = 32;
-// Rows of one task at least, and keys whose sums are added together.
-constexpr std::int64_t kTaskRows = 16;
+// Rows of one task, and keys whose sums are added together.
+constexpr std::int64_t kTaskRows = 32;
 constexpr std::int64_t kPartRows = 64;
 constexpr std::int64_t kStoredKeys = 256;
+// Rows whose windows are found together, and multiply-adds that take as long as one.
+constexpr std::int64_t kWindowRows = 512;
+constexpr double kWindowWork = 128;
 
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
 
@@ -36,12 +39,20 @@ std::int64_t window_keys(const LocalParams<X>& p) {
 template <class X>
 std::int64_t scratch_bytes(const LocalParams<X>& p) {
   constexpr std::int64_t kSize = sizeof(Compute<X>);
-  constexpr std::int64_t kPieces = 12;
+  constexpr std::int64_t kPieces = 13;
   const std::int64_t width = round_up(window_keys(p), kSumAlign);
   std::int64_t numbers = p.query.shape[2] + p.value.shape[2];
   if (p.key.stride[2] != 1) numbers += width * p.key.shape[2];
   if (p.value.stride[2] != 1) numbers += width * p.value.shape[2];
   return width * (5 * kSize + 24) + numbers * kSize + kPieces * kCacheLine;
+}
+
+// What local_rows takes: rows abreast, and copies of keys and values.
+template <class X>
+std::int64_t rows_scratch_bytes(const LocalParams<X>& p) {
+  const std::int64_t numbers = p.key.shape[2] + p.value.shape[2];
+  constexpr std::int64_t kSize = sizeof(X);
+  return kLocalAbreast * scratch_bytes(p) + kLocalCopies * (numbers * kSize + 2 * kCacheLine);
 }
 
 template <class X>
@@ -52,24 +63,30 @@ double row_work(const LocalParams<X>& p) {
 }
 
 template <class X>
-void find_windows(const LocalParams<X>& p, LocalWindow* window) {
+void find_windows(const LocalParams<X>& p, LocalWindow* windows) {
   const std::int64_t rows = p.query.shape[1];
-  for (std::int64_t b = 0; b < p.query.shape[0]; ++b) {
+  const std::int64_t blocks = (rows + kWindowRows - 1) / kWindowRows;
+  TaskLoop loop{.tasks = p.query.shape[0] * blocks};
+  loop.work = kWindowWork * static_cast<double>(p.query.shape[0] * rows);
+  auto body = [&](std::int64_t task, int) {
+    const std::int64_t b = task / blocks;
     const std::int64_t keys = p.kv_lengths == nullptr ? p.keys : std::min(p.keys, p.kv_lengths[b]);
-    for (std::int64_t t = 0; t < rows; ++t) {
+    const std::int64_t first = task % blocks * kWindowRows;
+    for (std::int64_t t = first; t < std::min(first + kWindowRows, rows); ++t) {
       const auto centre = p.centre.data[b * p.centre.stride[0] + t * p.centre.stride[1]];
-      *window++ = local_window(static_cast<double>(centre), p.half_width, keys);
+      windows[b * rows + t] = local_window(static_cast<double>(centre), p.half_width, keys);
     }
-  }
+  };
+  parallel_for(loop, loop_threads(loop), body);
 }
 
 // Rows of one entry, those whose windows lie near each other side by side, so that their keys are
-// still in the cache: into as many bins as there are rows, in order within each.
+// still in the cache: into at most as many bins as there are rows, in order within each.
 void sort_rows(const LocalWindow* windows, std::int64_t rows, std::int64_t keys,
                std::int64_t* order, std::int64_t* next) {
-  const auto bin = [&](std::int64_t row) {
-    return keys == 0 ? 0 : windows[row].begin * rows / keys;
-  };
+  int shift = 0;
+  while (keys >> shift >= rows) ++shift;
+  const auto bin = [&](std::int64_t row) { return windows[row].begin >> shift; };
   std::fill_n(next, rows + 1, std::int64_t{0});
   for (std::int64_t t = 0; t < rows; ++t) ++next[bin(t) + 1];
   for (std::int64_t i = 1; i < rows; ++i) next[i] += next[i - 1];
@@ -283,7 +300,7 @@ void run_local(LocalParams<X> params) {
   TaskLoop loop{.tasks = batch * blocks};
   loop.work = row_work(params) * static_cast<double>(batch * rows);
   const int workers = loop_threads(loop);
-  const std::int64_t scratch = round_up(scratch_bytes(params), kCacheLine);
+  const std::int64_t scratch = round_up(rows_scratch_bytes(params), kCacheLine);
   const std::int64_t planned = Plan::bytes(params);
   std::byte* memory = thread_scratch(static_cast<std::size_t>(planned + scratch * workers));
   const Plan plan(params, memory);

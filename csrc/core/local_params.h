@@ -15,6 +15,11 @@ struct LocalWindow {
   bool finite = true;  // whether the centre is; else the window is empty
 };
 
+// Rows of a task whose scores, weights and outputs are made in turns.
+inline constexpr int kLocalAbreast = 4;
+// Keys that the rows of a task copy, at most.
+inline constexpr std::int64_t kLocalCopies = 64;
+
 template <class X>
 struct LocalParams {
   using T = Compute<X>;

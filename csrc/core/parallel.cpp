@@ -46,6 +46,16 @@ struct Job {
   std::int64_t grain = 1;
 };
 
+// Carries out tasks that nobody has, `grain` at a time, until there are none.
+void take_tasks(const Job& job, std::atomic<std::int64_t>& next, int worker) {
+  while (true) {
+    const std::int64_t first = next.fetch_add(job.grain, std::memory_order_relaxed);
+    if (first >= job.tasks) return;
+    const std::int64_t last = std::min(first + job.grain, job.tasks);
+    for (std::int64_t task = first; task < last; ++task) job.function(job.context, task, worker);
+  }
+}
+
 // True as soon as `done` is, false when the time is up. After the first turns it lets other threads
 // go first: another library's pool may want this processor.
 template <class Done>
@@ -117,12 +127,7 @@ class Pool {
 
   void work(int worker) {
     const Job job = job_;
-    while (true) {
-      const std::int64_t first = next_.fetch_add(job.grain, std::memory_order_relaxed);
-      if (first >= job.tasks) return;
-      const std::int64_t last = std::min(first + job.grain, job.tasks);
-      for (std::int64_t task = first; task < last; ++task) job.function(job.context, task, worker);
-    }
+    take_tasks(job, next_, worker);
   }
 
   void await(std::uint32_t seated) {
@@ -154,11 +159,14 @@ class Stages {
   // Takes part until the last stage is done.
   void run(int member) {
     const std::int64_t home = loop_.chunks * member / members_;
+    const std::int64_t end = loop_.chunks * (member + 1) / members_;
     while (true) {
       const std::int64_t stage = done_.load(std::memory_order_acquire) / loop_.chunks;
       if (stage >= loop_.stages) return;
       for (std::int64_t i = 0; i < loop_.chunks; ++i) {
-        const std::int64_t chunk = (home + i) % loop_.chunks;
+        // There and back: what was used last is still in the cache.
+        const std::int64_t back = (end - 1 - i + loop_.chunks) % loop_.chunks;
+        const std::int64_t chunk = stage % 2 == 0 ? (home + i) % loop_.chunks : back;
         if (!take(chunk, stage)) continue;
         function_(context_, stage, chunk);
         done_.fetch_add(1, std::memory_order_acq_rel);
@@ -202,6 +210,22 @@ class Stages {
 
 std::atomic<Pool*> current_pool{nullptr};
 std::atomic<int> thread_count{0};
+thread_local const Executor* current_executor = nullptr;
+
+// Lanes take tasks until there are none. A lane that comes late, or not at all, is missed by
+// nobody.
+void run_on(const Executor& executor, int lanes, const Job& job) {
+  struct Shared {
+    Job job;
+    std::atomic<std::int64_t> next{0};
+  } shared{job};
+  const auto lane = [](void* context, int worker) noexcept {
+    auto& [own, next] = *static_cast<Shared*>(context);
+    take_tasks(own, next, worker);
+  };
+  executor.run(executor.owner, lanes, lane, &shared);
+  take_tasks(shared.job, shared.next, 0);
+}
 
 // The child of a fork has none of the workers, and the lock may have been held by a thread that
 // does not exist there: forget the pool, the next loop makes another.
@@ -222,7 +246,14 @@ Pool& pool() {
 
 }  // namespace
 
+ExecutorScope::ExecutorScope(const Executor& executor) : outer_(current_executor) {
+  current_executor = &executor;
+}
+
+ExecutorScope::~ExecutorScope() { current_executor = outer_; }
+
 int threads() {
+  if (current_executor != nullptr) return current_executor->lanes;
   int count = thread_count.load(std::memory_order_relaxed);
   if (count == 0) {
     count = usable_processors();
@@ -246,6 +277,10 @@ int loop_threads(const TaskLoop& loop) {
 }
 
 void parallel_for(const TaskLoop& loop, int max_threads, TaskFunction function, void* context) {
+  if (max_threads > 1 && current_executor != nullptr) {
+    run_on(*current_executor, max_threads, {function, context, loop.tasks, loop.grain});
+    return;
+  }
   if (max_threads > 1) {
     Pool& shared = pool();
     const std::unique_lock lock(shared.busy(), std::try_to_lock);

@@ -9,6 +9,7 @@
 
 namespace pyattn {
 
+// How many threads a loop of this thread may use.
 int threads();
 // Throws std::invalid_argument unless 1 <= count <= kMaxThreads.
 void set_threads(std::int64_t count);
@@ -41,6 +42,28 @@ void parallel_for(const TaskLoop& loop, int max_threads, Body& body) {
       },
       &body);
 }
+
+// Threads that are somebody else's. `run` calls lane(context, i) for each i in 0 .. lanes - 1 once,
+// on any threads and in any order, and returns when all that it began are done.
+struct Executor {
+  using Lane = void (*)(void* context, int lane) noexcept;
+
+  void (*run)(void* owner, int lanes, Lane lane, void* context) noexcept = nullptr;
+  void* owner = nullptr;
+  int lanes = 1;  // at most
+};
+
+// As long as it lives, the loops of the thread that made it run on `executor`, not on the pool.
+class ExecutorScope {
+ public:
+  explicit ExecutorScope(const Executor& executor);
+  ~ExecutorScope();
+  ExecutorScope(const ExecutorScope&) = delete;
+  ExecutorScope& operator=(const ExecutorScope&) = delete;
+
+ private:
+  const Executor* outer_;
+};
 
 // Stages one behind the other, each of which is a set of chunks in any order: the steps of a
 // recurrence. A chunk begins when all chunks of the stage before it are done.

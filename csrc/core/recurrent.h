@@ -5,7 +5,8 @@
 
 namespace pyattn {
 
-// `packed` is provided here. Without a step nothing is done. Throws std::bad_alloc.
+// `packed`, `packed_input` and `block` are provided here, and `gates` if there are none. Without a
+// step nothing is done. Throws std::bad_alloc.
 template <class T>
 void run_recurrent(RecurrentParams<T> params, typename Kernels<T>::Recurrent kernel,
                    std::int64_t gates);

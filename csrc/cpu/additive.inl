@@ -165,6 +165,20 @@ typename V::Scalar direct_score(const typename V::Scalar* query, const typename 
   return sum_lanes(sum);
 }
 
+// sum_a v_a, rounded once. Eight chains of additions: beside one query a single one would show.
+template <class T>
+T sum_of(const T* v, std::int64_t length) {
+  double part[8] = {};
+  std::int64_t a = 0;
+  for (; a + 8 <= length; a += 8) {
+    for (int i = 0; i < 8; ++i) part[i] += static_cast<double>(v[a + i]);
+  }
+  for (; a < length; ++a) part[a % 8] += static_cast<double>(v[a]);
+  double total = 0;
+  for (const double x : part) total += x;
+  return static_cast<T>(total);
+}
+
 // Memory has the members of Workspace that are named here.
 template <class V, class X, class Memory = Workspace<Compute<X>>>
 class AdditiveScore {
@@ -183,12 +197,8 @@ class AdditiveScore {
         alone_(queries.count == 1 && !kKeepsExponentials) {
     // The heads have keys of their own, so a block has one head.
     const T* v = queries.p.v + queries.head(0) * length_;
-    double total = 0;
-    for (std::int64_t a = 0; a < length_; ++a) {
-      w.v[a] = v[a];
-      total += static_cast<double>(w.v[a]);
-    }
-    total_ = static_cast<T>(total);
+    for (std::int64_t a = 0; a < length_; ++a) w.v[a] = v[a];
+    total_ = sum_of(v, length_);
     if (depth_ > length_) w.v[length_] = T(0);  // the second term of the last pair
     for (int lane = in_panels_; lane < queries.count; ++lane) begin_row(queries, lane);
     if (in_panels_ == 0) return;

@@ -20,6 +20,7 @@ template <class V, class X>
 class AdditiveGradient {
  public:
   using T = Compute<X>;
+  static constexpr bool kFew = false;
 
   AdditiveGradient(const Queries<X>& queries, const GradientWorkspace<T>& w)
       : queries_(queries),

@@ -14,7 +14,8 @@
 //
 // A Score is made once per block. begin(tile) may prepare the keys, strip<NV> writes their scores;
 // begin_sums says that gradients will be added; add_strip<NV> and then add_tile add what follows
-// from the ds of a tile, in w.grads.
+// from the ds of a tile, in w.grads. A Score for few queries (kFew) has narrow tiles, multiplies
+// values and grad_out itself, and has store_tile and store_sums in place of begin_sums and add_...
 #pragma once
 
 #include "cpu/attention.inl"
@@ -22,6 +23,9 @@
 
 namespace pyattn {
 namespace {
+
+// Queries times keys of a tile of few queries: for each pair A numbers are kept, close by.
+constexpr int kFewPairs = 16;
 
 template <class V, class X, class Score>
 class GradientBlock {
@@ -39,7 +43,9 @@ class GradientBlock {
         w_(scratch, p_.query.shape[3], columns_),
         queries_(p_, block),
         score_(queries_, w_) {
-    if (grads_) load_panels<V>(queries_, params.grad_out, columns_, T(1), w_.grad_out);
+    if constexpr (!Score::kFew) {
+      if (grads_) load_panels<V>(queries_, params.grad_out, columns_, T(1), w_.grad_out);
+    }
     for (int lane = 0; lane < kBlockRows; ++lane) {
       const bool used = lane < queries_.count;
       // Lanes beyond the last query weigh nothing.
@@ -71,6 +77,18 @@ class GradientBlock {
     });
   }
 
+  // Stores the gradients of the block, which has its keys to itself.
+  void store(T* v_sums) {
+    score_.load_grads(params_);
+    for_each_tile([&](Tile<X>& tile) {
+      for_each_strip<V>(tile, queries_.count, [&](auto vecs, const Strip<V>& strip) {
+        differentiate_strip<decltype(vecs)::value>(tile, strip);
+      });
+      score_.store_tile(params_, tile, grads_);
+    });
+    score_.store_sums(params_, v_sums);
+  }
+
   // Adds weights or ds, before the softcap, to `sums`.
   void add_scores(const ScoreSums<T>& sums) {
     for_each_tile([&](Tile<X>& tile) {
@@ -99,10 +117,12 @@ class GradientBlock {
   void for_each_tile(Body&& body) {
     const AttentionBlock& block = queries_.block;
     Tile<X> tile;
-    for (std::int64_t first = block.key_begin; first < block.key_end; first += kTileKeys) {
+    const int keys = Score::kFew ? kFewPairs / queries_.count : kTileKeys;
+    for (std::int64_t first = block.key_begin; first < block.key_end; first += keys) {
       const std::int64_t left = block.key_end - first;
-      const int width = left < kTileKeys ? static_cast<int>(left) : kTileKeys;
+      const int width = left < keys ? static_cast<int>(left) : keys;
       load_tile<V>(p_, queries_, group_, first, width, w_.bias, tile);
+      if constexpr (Score::kFew) score_.store_gaps(params_, tile);
       if (tile.count == 0) continue;
       score_.begin(tile);
       for (int k = 0; grads_ && k < tile.count; ++k) {
@@ -135,7 +155,9 @@ class GradientBlock {
     if (tile.partial || tile.biased) {
       mask_scores<V, NV>(tile, lane, strip.keys, w_.bias + at, scores);
     }
-    if (grads_) {
+    if constexpr (Score::kFew) {
+      if (grads_) score_.template dots<NV>(value_, strip.keys, grads);
+    } else if (grads_) {
       dot_tile<V, NV>(w_.grad_out + panel_offset<V>(lane, columns_), value_, strip.keys, columns_,
                       nothing_, grads);
     }
@@ -144,13 +166,20 @@ class GradientBlock {
     differentiate_softmax<V, NV>(tile, strip, kept, w_.lse + lane, w_.delta + lane, scores, grads);
   }
 
+  // Weights and ds of a strip.
+  template <int NV>
+  void differentiate_strip(const Tile<X>& tile, const Strip<V>& strip) {
+    score_strip<NV>(tile, strip);
+    const std::int64_t at = panel_offset<V>(strip.lane, kTileKeys);
+    if (grads_ && p_.softcap != T(0)) {
+      apply_slack<V, NV>(tile, strip, w_.slack + at, w_.grads + at);
+    }
+  }
+
   template <int NV>
   void add_strip(const Tile<X>& tile, const Strip<V>& strip) {
-    score_strip<NV>(tile, strip);
-    if (!grads_) return;
-    const std::int64_t at = panel_offset<V>(strip.lane, kTileKeys);
-    if (p_.softcap != T(0)) apply_slack<V, NV>(tile, strip, w_.slack + at, w_.grads + at);
-    score_.template add_strip<NV>(tile, strip);
+    differentiate_strip<NV>(tile, strip);
+    if (grads_) score_.template add_strip<NV>(tile, strip);
   }
 
   void add_to_values(const Tile<X>& tile, const KeySums<T>& sums) {

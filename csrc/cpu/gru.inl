@@ -20,6 +20,8 @@ class GruStep {
  public:
   using T = typename V::Scalar;
   static constexpr int L = V::kLanes;
+  static constexpr std::int64_t kUpdate = kGateUnits;  // where z and n lie behind r
+  static constexpr std::int64_t kNew = 2 * kGateUnits;
 
   GruStep(const RecurrentParams<T>& p, std::int64_t t) : p_(p), t_(t), size_(p.size) {}
 
@@ -27,20 +29,24 @@ class GruStep {
   void whole(std::int64_t panel) const {
     const std::int64_t unit = panel * L;
     const std::int64_t left = size_ - unit;
-    const V bias = p_.bias == nullptr ? V::broadcast(T(0)) : load_left<V>(p_.bias + unit, left);
-    multiply_gates<V, 3>(p_, t_, panel, rows_before(), [&](std::int64_t b, const T* sums) {
-      T* gates = gates_of(b) + unit;
-      const V r = sigmoid(load_left<V>(gates, left) + V::load(sums));
-      const V z = sigmoid(load_left<V>(gates + size_, left) + V::load(sums + L));
+    const V bias = p_.bias_hidden == nullptr
+                       ? V::broadcast(T(0))
+                       : load_left<V>(p_.bias_hidden + 2 * size_ + unit, left);
+    const auto each = [&](auto&& body) { for_each_entry(p_, t_, body); };
+    const auto finish = [&](std::int64_t b, const T* sums) {
+      T* gates = gates_at(b, unit);
+      const V r = sigmoid(V::load(gates) + V::load(sums));
+      const V z = sigmoid(V::load(gates + kUpdate) + V::load(sums + L));
       const V inner = V::load(sums + 2 * L) + bias;
-      const V n = tanh_accurate(V::fma(r, inner, load_left<V>(gates + 2 * size_, left)));
+      const V n = tanh_accurate(V::fma(r, inner, V::load(gates + kNew)));
       store_state(b, unit, left, z, n);
       if (!p_.keep) return;
-      store_left(r, gates, left);
-      store_left(z, gates + size_, left);
-      store_left(n, gates + 2 * size_, left);
+      r.store(gates);
+      z.store(gates + kUpdate);
+      n.store(gates + kNew);
       store_left(inner, inner_of(b) + unit, left);
-    });
+    };
+    multiply_gates<V, 3>(state_weights(p_), size_, panel, each, rows_before(), finish);
   }
 
   // Reset before the product: r, z and r h.
@@ -49,13 +55,13 @@ class GruStep {
     const std::int64_t left = size_ - unit;
     multiply<V, 2>(p_, t_, p_.packed + panel * size_ * 2 * L, size_, rows_before(),
                    [&](std::int64_t b, const T* sums) {
-                     T* gates = gates_of(b) + unit;
-                     const V r = sigmoid(load_left<V>(gates, left) + V::load(sums));
-                     const V z = sigmoid(load_left<V>(gates + size_, left) + V::load(sums + L));
+                     T* gates = gates_at(b, unit);
+                     const V r = sigmoid(V::load(gates) + V::load(sums));
+                     const V z = sigmoid(V::load(gates + kUpdate) + V::load(sums + L));
                      const V h = load_left<V>(before(b) + unit, left);
-                     store_left(z, gates + size_, left);
+                     z.store(gates + kUpdate);
                      store_left(r * h, inner_of(b) + unit, left);
-                     if (p_.keep) store_left(r, gates, left);
+                     if (p_.keep) r.store(gates);
                    });
   }
 
@@ -65,11 +71,10 @@ class GruStep {
         p_, t_, packed + panel * size_ * 4 * L, size_, [&](std::int64_t b) { return inner_of(b); },
         [&](std::int64_t b, const T* sums) {
           for_each_unit<V>(panel, size_, [&](std::int64_t unit, std::int64_t left, int i) {
-            T* gates = gates_of(b) + unit;
-            const V n =
-                tanh_accurate(load_left<V>(gates + 2 * size_, left) + V::load(sums + i * L));
-            store_state(b, unit, left, load_left<V>(gates + size_, left), n);
-            if (p_.keep) store_left(n, gates + 2 * size_, left);
+            T* gates = gates_at(b, unit);
+            const V n = tanh_accurate(V::load(gates + kNew) + V::load(sums + i * L));
+            store_state(b, unit, left, V::load(gates + kUpdate), n);
+            if (p_.keep) n.store(gates + kNew);
           });
         });
   }
@@ -79,9 +84,9 @@ class GruStep {
     const V one = V::broadcast(T(1));
     for_each_entry(p_, t_, [&](std::int64_t b) {
       for_each_unit<V>(panel, size_, [&](std::int64_t unit, std::int64_t left, int) {
-        const T* gates = gates_of(b) + unit;
-        const V z = load_left<V>(gates + size_, left);
-        const V n = load_left<V>(gates + 2 * size_, left);
+        const T* gates = gates_at(b, unit);
+        const V z = V::load(gates + kUpdate);
+        const V n = V::load(gates + kNew);
         const V h = load_left<V>(before(b) + unit, left);
         T* state = p_.grad_state + b * size_ + unit;
         const V g = load_left<V>(state, left) +
@@ -92,7 +97,7 @@ class GruStep {
         store_left(of_new, sums + 3 * size_, left);
         store_left(g * z, state, left);
         if (!p_.reset_after) return;
-        const V r = load_left<V>(gates, left);
+        const V r = V::load(gates);
         const V inner = load_left<V>(inner_of(b) + unit, left);
         store_left(of_new * inner * r * (one - r), sums, left);
         store_left(of_new * r, sums + 2 * size_, left);
@@ -109,7 +114,7 @@ class GruStep {
         [&](std::int64_t b, const T* sums) {
           for_each_unit<V>(panel, size_, [&](std::int64_t unit, std::int64_t left, int i) {
             const V product = V::load(sums + i * L);
-            const V r = load_left<V>(gates_of(b) + unit, left);
+            const V r = V::load(gates_at(b, unit));
             const V h = load_left<V>(before(b) + unit, left);
             T* state = p_.grad_state + b * size_ + unit;
             store_left(product * h * r * (one - r), grad_gates_of(b) + unit, left);
@@ -123,7 +128,7 @@ class GruStep {
   auto rows_before() const {
     return [this](std::int64_t b) { return before(b); };
   }
-  T* gates_of(std::int64_t b) const { return p_.gates + (b * p_.length + t_) * 3 * size_; }
+  T* gates_at(std::int64_t b, std::int64_t unit) const { return gates_of<3>(p_, b, t_, unit); }
   T* grad_gates_of(std::int64_t b) const {
     return p_.grad_gates + (b * p_.length + t_) * 4 * size_;
   }
@@ -148,45 +153,38 @@ T* packed_new(const RecurrentParams<T>& p) {
   return p.packed + 2 * p.size * units;
 }
 
+// A panel of four registers of units, as `renew` takes it.
 template <class V>
-void pack_gru(const RecurrentParams<typename V::Scalar>& p, const RecurrentStage& stage) {
+void pack_new(const RecurrentParams<typename V::Scalar>& p, std::int64_t panel) {
   const std::int64_t size = p.size;
-  if (p.reset_after) {
-    pack_gates<V, 3>(p, panels_of<V>(stage, size, 1));
-    return;
-  }
-  pack_gates<V, 2>(p, panels_of<V>(stage, size, 1));
-  const Panels panels = panels_of<V>(stage, size, 4);
-  for (std::int64_t unit = panels.first * 4; unit < panels.end * 4; ++unit) {
-    const std::int64_t first = unit * V::kLanes;
-    pack_rows<V, 4>(p.weight + (2 * size + first) * size, size, size, size - first,
-                    packed_new(p) + (unit / 4 * size * 4 + unit % 4) * V::kLanes);
+  for (int n = 0; n < 4; ++n) {
+    const std::int64_t unit = (panel * 4 + n) * V::kLanes;
+    pack_rows<V, 4>(p.weight + (2 * size + unit) * size, size, size, size - unit,
+                    packed_new(p) + (panel * size * 4 + n) * V::kLanes);
   }
 }
 
 template <class V>
 void gru(const RecurrentParams<typename V::Scalar>& p, const RecurrentStage& stage) noexcept {
-  if (stage.index == 0) {
-    pack_gru<V>(p, stage);
-    return;
-  }
-  const std::int64_t i = stage.index - 1;
-  const GruStep<V> step(p, time_of(p, p.reset_after ? i : i / 2));
-  if (!p.reset_after && i % 2 == 1) {
-    const Panels panels = panels_of<V>(stage, p.size, 4);
-    for (std::int64_t panel = panels.first; panel < panels.end; ++panel) {
+  const std::int64_t i = p.reset_after ? stage.index : stage.index / 2;
+  const GruStep<V> step(p, time_of(p, i));
+  if (!p.reset_after && stage.index % 2 == 1) {
+    for_each_panel(panels_of<V>(stage, p.size, 4), i, [&](std::int64_t panel) {
+      if (i == 0) pack_new<V>(p, panel);
       step.renew(panel, packed_new(p));
-    }
+    });
     return;
   }
-  const Panels panels = panels_of<V>(stage, p.size, 1);
-  for (std::int64_t panel = panels.first; panel < panels.end; ++panel) {
+  for_each_panel(panels_of<V>(stage, p.size, 1), i, [&](std::int64_t panel) {
+    project<V, 3>(p, i, panel);
     if (p.reset_after) {
+      if (i == 0) pack_gates<V, 3>(state_weights(p), p.size, panel);
       step.whole(panel);
     } else {
+      if (i == 0) pack_gates<V, 2>(state_weights(p), p.size, panel);
       step.reset(panel);
     }
-  }
+  });
 }
 
 template <class V>
@@ -202,14 +200,14 @@ void gru_gradient(const RecurrentParams<typename V::Scalar>& p,
   }
   const bool between = !p.reset_after && stage.index % 2 == 1;
   const std::int64_t i = p.reset_after ? stage.index : stage.index / 2;
-  for (std::int64_t panel = panels.first; panel < panels.end; ++panel) {
+  for_each_panel(panels, i, [&](std::int64_t panel) {
     if (between) {
       GruStep<V>(p, time_back(p, i)).back_through_reset(panel, packed_new(p));
-      continue;
+      return;
     }
     if (i > 0) add_state_gradient<V>(p, time_back(p, i - 1), panel, p.packed, depth);
     if (i < p.length) GruStep<V>(p, time_back(p, i)).back(panel);
-  }
+  });
 }
 
 }  // namespace

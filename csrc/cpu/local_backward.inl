@@ -33,6 +33,7 @@ class LocalGradient {
 
   void add(std::int64_t row) {
     row_.load(row);
+    row_.weigh();
     X* to = params_.grad_query.data == nullptr ? nullptr : row_.at(params_.grad_query, row);
     T centre = row_.nothing();
     if (row_.count() == 0) {
@@ -108,6 +109,7 @@ class LocalGradient {
   // u = ds v (1 - tanh^2) for query and key, ds tanh for v.
   void add_tanh(X* to) {
     const V one = V::broadcast(T(1));
+    const X* const* keys = row_.key_rows();
     for (std::int64_t a = 0; a < depth_; a += V::kLanes) {
       const std::int64_t left = depth_ - a;
       const V query = load_left<V>(row_.query() + a, left);
@@ -116,7 +118,7 @@ class LocalGradient {
       V to_v = to_query;
       for (std::int64_t i = 0; i < row_.count(); ++i) {
         const V ds = V::broadcast(grad_[i]);
-        const V t = tanh(query + load_left<V>(row_.key_rows()[i] + a, left));
+        const V t = tanh(query + load_left<V>(keys[i] + a, left));
         const V u = ds * v * V::fnma(t, t, one);
         to_query = to_query + u;
         to_v = V::fma(ds, t, to_v);

@@ -19,12 +19,13 @@ void lstm_step(const RecurrentParams<typename V::Scalar>& p, std::int64_t t, std
   const std::int64_t unit = panel * L;
   const std::int64_t left = size - unit;
   multiply_gates<V, 4>(
-      p, t, panel, [&](std::int64_t b) { return row_before<T>(p, p.output, p.h0, b, t); },
+      state_weights(p), size, panel, [&](auto&& body) { for_each_entry(p, t, body); },
+      [&](std::int64_t b) { return row_before<T>(p, p.output, p.h0, b, t); },
       [&](std::int64_t b, const T* sums) {
         const std::int64_t row = b * p.length + t;
-        T* gates = p.gates + row * 4 * size + unit;
+        T* gates = gates_of<4>(p, b, t, unit);
         const auto sum = [&](int gate) {
-          return load_left<V>(gates + gate * size, left) + V::load(sums + gate * L);
+          return V::load(gates + gate * kGateUnits) + V::load(sums + gate * L);
         };
         const V in = sigmoid(sum(0));
         const V forget = sigmoid(sum(1));
@@ -35,25 +36,22 @@ void lstm_step(const RecurrentParams<typename V::Scalar>& p, std::int64_t t, std
         store_left(c, cell, left);
         store_left(out * tanh_accurate(c), p.output + row * size + unit, left);
         if (!p.keep) return;
-        store_left(in, gates, left);
-        store_left(forget, gates + size, left);
-        store_left(fresh, gates + 2 * size, left);
-        store_left(out, gates + 3 * size, left);
+        in.store(gates);
+        forget.store(gates + kGateUnits);
+        fresh.store(gates + 2 * kGateUnits);
+        out.store(gates + 3 * kGateUnits);
         store_left(c, p.cells + row * size + unit, left);
       });
 }
 
 template <class V>
 void lstm(const RecurrentParams<typename V::Scalar>& p, const RecurrentStage& stage) noexcept {
-  const std::int64_t size = p.size;
-  const Panels panels = panels_of<V>(stage, size, 1);
-  if (stage.index == 0) {
-    pack_gates<V, 4>(p, panels);
-    return;
-  }
-  for (std::int64_t panel = panels.first; panel < panels.end; ++panel) {
-    lstm_step<V>(p, time_of(p, stage.index - 1), panel);
-  }
+  const std::int64_t i = stage.index;
+  for_each_panel(panels_of<V>(stage, p.size, 1), i, [&](std::int64_t panel) {
+    project<V, 4>(p, i, panel);
+    if (i == 0) pack_gates<V, 4>(state_weights(p), p.size, panel);
+    lstm_step<V>(p, time_of(p, i), panel);
+  });
 }
 
 // The gradients of one step that need no product.
@@ -65,11 +63,11 @@ void lstm_back(const RecurrentParams<typename V::Scalar>& p, std::int64_t t, std
   for_each_entry(p, t, [&](std::int64_t b) {
     for_each_unit<V>(panel, size, [&](std::int64_t unit, std::int64_t left, int) {
       const std::int64_t row = b * p.length + t;
-      const T* gates = p.gates + row * 4 * size + unit;
-      const V in = load_left<V>(gates, left);
-      const V forget = load_left<V>(gates + size, left);
-      const V fresh = load_left<V>(gates + 2 * size, left);
-      const V out = load_left<V>(gates + 3 * size, left);
+      const T* gates = gates_of<4>(p, b, t, unit);
+      const V in = V::load(gates);
+      const V forget = V::load(gates + kGateUnits);
+      const V fresh = V::load(gates + 2 * kGateUnits);
+      const V out = V::load(gates + 3 * kGateUnits);
       const V before = load_left<V>(row_before<T>(p, p.cells, p.c0, b, t) + unit, left);
       const V squashed = tanh_accurate(load_left<V>(p.cells + row * size + unit, left));
       T* state = p.grad_state + b * size + unit;
@@ -94,10 +92,10 @@ void lstm_gradient(const RecurrentParams<typename V::Scalar>& p,
   const std::int64_t i = stage.index;
   const Panels panels = panels_of<V>(stage, p.size, 4);
   if (i == 0) pack_transposed<V>(p.weight, depth, p.size, panels, p.packed);
-  for (std::int64_t panel = panels.first; panel < panels.end; ++panel) {
+  for_each_panel(panels, i, [&](std::int64_t panel) {
     if (i > 0) add_state_gradient<V>(p, time_back(p, i - 1), panel, p.packed, depth);
     if (i < p.length) lstm_back<V>(p, time_back(p, i), panel);
-  }
+  });
 }
 
 }  // namespace

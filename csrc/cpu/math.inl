@@ -48,6 +48,7 @@ PYATTN_INLINE V polynomial(V x, const double (&coefficient)[N]) {
 template <class V>
 typename V::Scalar sum_lanes(V x) {
   using T = typename V::Scalar;
+  if constexpr (requires { x.sum(); }) return x.sum();
   T lane[V::kLanes];
   x.store(lane);
   for (int half = V::kLanes / 2; half > 0; half /= 2) {
@@ -56,10 +57,25 @@ typename V::Scalar sum_lanes(V x) {
   return lane[0];
 }
 
+// Lane i: the sum of the lanes of x[i], which is lost.
+template <class V>
+PYATTN_INLINE V sum_each(V (&x)[V::kLanes]) {
+  if constexpr (requires { V::sum_each(x); }) {
+    return V::sum_each(x);
+  } else {
+    V::transpose(x);
+    for (int half = V::kLanes / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) x[i] = x[i] + x[i + half];
+    }
+    return x[0];
+  }
+}
+
 // The largest lane; a NaN is passed over.
 template <class V>
 typename V::Scalar max_lanes(V x) {
   using T = typename V::Scalar;
+  if constexpr (requires { x.max(); }) return x.max();
   T lane[V::kLanes];
   x.store(lane);
   for (int half = V::kLanes / 2; half > 0; half /= 2) {

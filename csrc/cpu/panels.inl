@@ -101,30 +101,48 @@ struct Unpacked {
   std::int64_t step = 0;  // from row to row
 };
 
+// The sums of M registers from `first` on.
+template <class V, int M, int N>
+void dot_rows(const Unpacked<typename V::Scalar, N>& matrix, int first,
+              const typename V::Scalar* row, std::int64_t depth, typename V::Scalar* sums) {
+  using T = typename V::Scalar;
+  constexpr int L = V::kLanes;
+  const T* rows[M][L];
+  int count[M];
+  V sum[M];
+  for (int m = 0; m < M; ++m) {
+    const std::int64_t left = matrix.count[first + m];
+    count[m] = left < 0 ? 0 : left < L ? static_cast<int>(left) : L;
+    for (int lane = 0; lane < L; ++lane) {
+      rows[m][lane] = matrix.first[first + m] + (lane < count[m] ? lane : 0) * matrix.step;
+    }
+    sum[m] = V::broadcast(T(0));
+  }
+  // Up to a multiple of a register's size in memory first, so that no load is of two lines.
+  constexpr std::uintptr_t kBytes = L * sizeof(T);
+  const auto address = reinterpret_cast<std::uintptr_t>(rows[0][0]);
+  auto width = static_cast<std::int64_t>((kBytes - address % kBytes) / sizeof(T));
+  for (std::int64_t d = 0; d < depth; d += width, width = L) {
+    width = depth - d < width ? depth - d : width;
+    for (int m = 0; m < M; ++m) {
+      if (count[m] == 0) continue;
+      V square[L];
+      load_square<V>(rows[m], count[m], d, static_cast<int>(width), square);
+      for (int c = 0; c < width; ++c) sum[m] = V::fma(square[c], V::broadcast(row[d + c]), sum[m]);
+    }
+  }
+  for (int m = 0; m < M; ++m) sum[m].store(sums + (first + m) * L);
+}
+
 // The sums of dot_panel, to the bit, for one row; squares of the matrix are turned in registers. To
-// pack it for a single row takes twice as long as this.
+// pack it for a single row takes twice as long as this. Two registers take turns, for a single
+// chain of multiply-adds is all latency; four took half as long again, for rows a power of two
+// apart drive each other out of the cache.
 template <class V, int N>
 void dot_unpacked(const Unpacked<typename V::Scalar, N>& matrix, const typename V::Scalar* row,
                   std::int64_t depth, typename V::Scalar* sums) {
-  using T = typename V::Scalar;
-  constexpr int L = V::kLanes;
-  for (int n = 0; n < N; ++n) {
-    V sum = V::broadcast(T(0));
-    const int count = matrix.count[n] < 0   ? 0
-                      : matrix.count[n] < L ? static_cast<int>(matrix.count[n])
-                                            : L;
-    const T* rows[L];
-    for (int lane = 0; lane < L; ++lane) {
-      rows[lane] = matrix.first[n] + (lane < count ? lane : 0) * matrix.step;
-    }
-    for (std::int64_t d = 0; count > 0 && d < depth; d += L) {
-      const int width = depth - d < L ? static_cast<int>(depth - d) : L;
-      V square[L];
-      load_square<V>(rows, count, d, width, square);
-      for (int c = 0; c < width; ++c) sum = V::fma(square[c], V::broadcast(row[d + c]), sum);
-    }
-    sum.store(sums + n * L);
-  }
+  for (int n = 0; n + 1 < N; n += 2) dot_rows<V, 2>(matrix, n, row, depth, sums);
+  if constexpr (N % 2 == 1) dot_rows<V, 1>(matrix, N - 1, row, depth, sums);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// What the steps of GRU and LSTM have in common. The product with the weights of the input, of all
-// steps at once, is done before by the caller; here is the recurrence: for each step the product of
-// the states with U, and the gates on its sums while they are in the cache.
+// What the steps of GRU and LSTM have in common: for each step the product of the states with U,
+// and the gates on its sums while they are in the cache. The products of the input with W are made
+// for a block of steps at once, so that W is read once for all of them and the sums stay near.
 //
 // Units are in the lanes: a panel is kLanes units with all their gates, stored depth-major
 // (panel[d][gate][lane]), so that a step reads the weights once, in order, and one broadcast of a
@@ -9,7 +9,9 @@
 // waits for (3 MB for a GRU of 512 units), each reads its own part, from its own cache if that is
 // large enough. Every number is one chain of multiply-adds, whoever computes it, and an entry has
 // the same bits alone and in a batch.
-// Stored: U once more, packed; for the gradient what is asked for.
+// A step goes through the panels in the opposite order of the one before, so that it begins with
+// those that are still in the cache.
+// Stored: W and U once more, packed, and the sums of a block; for the gradient what is asked for.
 #pragma once
 
 #include "core/recurrent_params.h"
@@ -50,30 +52,39 @@ PYATTN_INLINE const T* row_before(const RecurrentParams<T>& p, const T* states, 
   return states + (b * p.length + (p.reverse ? t + 1 : t - 1)) * p.size;
 }
 
-// Calls finish(b, sums) with the sums of a panel for each entry that takes step t; row(b) is what
-// the panel is multiplied with.
-template <class V, int N, class Row, class Finish>
-void multiply(const RecurrentParams<typename V::Scalar>& p, std::int64_t t,
-              const typename V::Scalar* panel, std::int64_t depth, Row&& row, Finish&& finish) {
+// Calls finish(i, sums) with the sums of a panel for each i that each(body) calls body with; row(i)
+// is what the panel is multiplied with.
+template <class V, int N, class Each, class Row, class Finish>
+void multiply_each(const Each& each, const typename V::Scalar* panel, std::int64_t depth,
+                   const Row& row, const Finish& finish) {
   using T = typename V::Scalar;
   constexpr int kMost = kPanelRows<V, N>;
   alignas(64) T sums[kMost * N * V::kLanes];
   const T* rows[kMost];
-  std::int64_t entries[kMost];
+  std::int64_t items[kMost];
   std::int64_t left = 0;
-  for_each_entry(p, t, [&](std::int64_t) { ++left; });
+  each([&](std::int64_t) { ++left; });
   int count = 0;
-  for_each_entry(p, t, [&](std::int64_t b) {
-    entries[count] = b;
-    rows[count++] = row(b);
+  each([&](std::int64_t item) {
+    items[count] = item;
+    rows[count++] = row(item);
     // Shares of about the same size: one that is nearly empty waits for its multiply-adds.
     const std::int64_t shares = (left + kMost - 1) / kMost;
     if (count < (left + shares - 1) / shares) return;
     dot_some<V, N>(panel, rows, count, depth, 1, sums);
-    for (int i = 0; i < count; ++i) finish(entries[i], sums + i * N * V::kLanes);
+    for (int i = 0; i < count; ++i) finish(items[i], sums + i * N * V::kLanes);
     left -= count;
     count = 0;
   });
+}
+
+// The same for the entries that take step t.
+template <class V, int N, class Row, class Finish>
+void multiply(const RecurrentParams<typename V::Scalar>& p, std::int64_t t,
+              const typename V::Scalar* panel, std::int64_t depth, const Row& row,
+              const Finish& finish) {
+  const auto each = [&](auto&& body) { for_each_entry(p, t, body); };
+  multiply_each<V, N>(each, panel, depth, row, finish);
 }
 
 // Panels first .. end - 1 are those of a chunk.
@@ -90,6 +101,14 @@ Panels panels_of(const RecurrentStage& stage, std::int64_t size, int registers) 
   return {count * stage.chunk / stage.chunks, count * (stage.chunk + 1) / stage.chunks};
 }
 
+// Calls body(panel) for the panels of a chunk, at every other step from the last one on.
+template <class Body>
+PYATTN_INLINE void for_each_panel(Panels panels, std::int64_t step, Body&& body) {
+  for (std::int64_t i = panels.first; i < panels.end; ++i) {
+    body(step % 2 == 0 ? i : panels.first + panels.end - 1 - i);
+  }
+}
+
 // Packs columns of `depth` rows of U for the panels of a chunk.
 template <class V>
 void pack_transposed(const typename V::Scalar* weight, std::int64_t depth, std::int64_t size,
@@ -101,41 +120,110 @@ void pack_transposed(const typename V::Scalar* weight, std::int64_t depth, std::
   }
 }
 
-// Packs the rows of N gates of U for the panels of a chunk, a register of units of each.
+// Weights of all gates, one behind the other, and their panels: a register of units of each gate.
+template <class T>
+struct GateWeights {
+  const T* rows;
+  std::int64_t depth;
+  T* packed;  // or null
+};
+
+template <class T>
+GateWeights<T> input_weights(const RecurrentParams<T>& p) {
+  return {p.weight_input, p.inputs, p.packed_input};
+}
+template <class T>
+GateWeights<T> state_weights(const RecurrentParams<T>& p) {
+  return {p.weight, p.size, p.packed};
+}
+
+// The rows of the first N gates that a panel holds.
 template <class V, int N>
-void pack_gates(const RecurrentParams<typename V::Scalar>& p, Panels panels) {
-  const std::int64_t size = p.size;
-  if (p.packed == nullptr) return;
-  for (std::int64_t i = panels.first; i < panels.end; ++i) {
-    const std::int64_t unit = i * V::kLanes;
-    for (int n = 0; n < N; ++n) {
-      pack_rows<V, N>(p.weight + (n * size + unit) * size, size, size, size - unit,
-                      p.packed + (i * size * N + n) * V::kLanes);
-    }
+Unpacked<typename V::Scalar, N> gate_rows(const GateWeights<typename V::Scalar>& weights,
+                                          std::int64_t size, std::int64_t panel) {
+  const std::int64_t unit = panel * V::kLanes;
+  Unpacked<typename V::Scalar, N> rows{.first = {}, .count = {}, .step = weights.depth};
+  for (int n = 0; n < N; ++n) {
+    rows.first[n] = weights.rows + (n * size + unit) * weights.depth;
+    rows.count[n] = size - unit;
+  }
+  return rows;
+}
+
+template <class V, int N>
+void pack_gates(const GateWeights<typename V::Scalar>& weights, std::int64_t size,
+                std::int64_t panel) {
+  if (weights.packed == nullptr) return;
+  const auto rows = gate_rows<V, N>(weights, size, panel);
+  for (int n = 0; n < N; ++n) {
+    pack_rows<V, N>(rows.first[n], rows.step, weights.depth, rows.count[n],
+                    weights.packed + (panel * weights.depth * N + n) * V::kLanes);
   }
 }
 
-// multiply() with a panel of N gates, which is not packed for a single step.
-template <class V, int N, class Row, class Finish>
-void multiply_gates(const RecurrentParams<typename V::Scalar>& p, std::int64_t t,
-                    std::int64_t panel, Row&& row, Finish&& finish) {
-  using T = typename V::Scalar;
-  const std::int64_t size = p.size;
-  if (p.packed != nullptr) {
-    multiply<V, N>(p, t, p.packed + panel * size * N * V::kLanes, size, row, finish);
+// multiply_each() with a panel of N gates, which is not packed for a single step.
+template <class V, int N, class Each, class Row, class Finish>
+void multiply_gates(const GateWeights<typename V::Scalar>& weights, std::int64_t size,
+                    std::int64_t panel, const Each& each, const Row& row, const Finish& finish) {
+  const std::int64_t depth = weights.depth;
+  if (weights.packed != nullptr) {
+    multiply_each<V, N>(each, weights.packed + panel * depth * N * V::kLanes, depth, row, finish);
     return;
   }
-  const std::int64_t unit = panel * V::kLanes;
-  Unpacked<T, N> matrix{.step = size};
-  for (int n = 0; n < N; ++n) {
-    matrix.first[n] = p.weight + (n * size + unit) * size;
-    matrix.count[n] = size - unit;
-  }
-  alignas(64) T sums[N * V::kLanes];
-  for_each_entry(p, t, [&](std::int64_t b) {
-    dot_unpacked<V, N>(matrix, row(b), size, sums);
-    finish(b, sums);
+  const auto rows = gate_rows<V, N>(weights, size, panel);
+  alignas(64) typename V::Scalar sums[N * V::kLanes];
+  each([&](std::int64_t item) {
+    dot_unpacked<V, N>(rows, row(item), depth, sums);
+    finish(item, sums);
   });
+}
+
+// Where the first of G gates of entry b at step t is, for the units from `unit` on. The next one is
+// kGateUnits behind.
+template <int G, class T>
+PYATTN_INLINE T* gates_of(const RecurrentParams<T>& p, std::int64_t b, std::int64_t t,
+                          std::int64_t unit) {
+  const std::int64_t steps = p.keep ? p.length : p.block;
+  const std::int64_t row = (unit / kGateUnits * steps + t % steps) * p.batch + b;
+  return p.gates + row * G * kGateUnits + unit % kGateUnits;
+}
+
+// The bias of a register of units that is added to W x.
+template <class V, int G>
+V bias_of(const RecurrentParams<typename V::Scalar>& p, int gate, std::int64_t unit) {
+  V bias = V::broadcast(typename V::Scalar(0));
+  const std::int64_t at = gate * p.size + unit;
+  if (p.bias_input != nullptr) bias = load_left<V>(p.bias_input + at, p.size - unit);
+  const bool inside = G == 3 && gate == 2 && p.reset_after;
+  if (p.bias_hidden == nullptr || inside) return bias;
+  return bias + load_left<V>(p.bias_hidden + at, p.size - unit);
+}
+
+// W x + b for a panel of G gates, of the block of steps that begins with the i-th, if one does.
+template <class V, int G>
+void project(const RecurrentParams<typename V::Scalar>& p, std::int64_t i, std::int64_t panel) {
+  using T = typename V::Scalar;
+  static_assert(kGateUnits % V::kLanes == 0);
+  if (i % p.block != 0) return;
+  if (i == 0) pack_gates<V, G>(input_weights(p), p.size, panel);
+  const std::int64_t unit = panel * V::kLanes;
+  V bias[G];
+  for (int n = 0; n < G; ++n) bias[n] = bias_of<V, G>(p, n, unit);
+  const std::int64_t end = i + p.block < p.length ? i + p.block : p.length;
+  const auto each = [&](auto&& body) {
+    for (std::int64_t k = i; k < end; ++k) {
+      const std::int64_t t = time_of(p, k);
+      for_each_entry(p, t, [&](std::int64_t b) { body(b * p.length + t); });
+    }
+  };
+  multiply_gates<V, G>(
+      input_weights(p), p.size, panel, each, [&](std::int64_t row) { return p.x + row * p.inputs; },
+      [&](std::int64_t row, const T* sums) {
+        T* gates = gates_of<G>(p, row / p.length, row % p.length, unit);
+        for (int n = 0; n < G; ++n) {
+          (V::load(sums + n * V::kLanes) + bias[n]).store(gates + n * kGateUnits);
+        }
+      });
 }
 
 // Calls body(unit, left, n) for the registers of panel i of four that hold units.

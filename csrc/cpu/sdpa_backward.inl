@@ -13,6 +13,7 @@ template <class V, class X>
 class DotGradient {
  public:
   using T = Compute<X>;
+  static constexpr bool kFew = false;
 
   DotGradient(const Queries<X>& queries, const GradientWorkspace<T>& w)
       : queries_(queries), p_(queries.p), w_(w), depth_(p_.query.shape[3]) {

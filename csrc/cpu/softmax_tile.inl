@@ -165,10 +165,12 @@ template <class X>
 void load_dropout(const Queries<X>& queries, const Tile<X>& tile,
                   std::uint64_t (&kept)[kTileKeys]) {
   const auto& dropout = queries.p.dropout;
+  const std::int64_t offset = tile.first % kTileKeys;  // of a narrow tile
   for (int lane = 0; lane < kTileKeys; ++lane) kept[lane] = 0;
   for (int lane = 0; lane < queries.count; ++lane) {
     kept[lane] = kept_keys(dropout.seed, queries.block.batch, queries.head(lane),
-                           queries.source(lane), tile.first, dropout.threshold);
+                           queries.source(lane), tile.first - offset, dropout.threshold) >>
+                 offset;
   }
   transpose_bits(kept);
   for (int i = 0; i < tile.count; ++i) kept[i] = kept[tile.index[i]];

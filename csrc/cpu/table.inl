@@ -2,12 +2,13 @@
 #pragma once
 
 #include "core/kernels.h"
-#include "cpu/additive_backward.inl"
+#include "cpu/additive_few.inl"
 #include "cpu/elementwise.inl"
 #include "cpu/gru.inl"
 #include "cpu/local_backward.inl"
 #include "cpu/lstm.inl"
 #include "cpu/normalisation.inl"
+#include "cpu/position.inl"
 #include "cpu/product.inl"
 #include "cpu/rotary.inl"
 #include "cpu/sdpa.inl"
@@ -33,6 +34,8 @@ constexpr Kernels<typename V::Scalar> kernels_for() {
           .lstm = lstm<V>,
           .gru_gradient = gru_gradient<V>,
           .lstm_gradient = lstm_gradient<V>,
+          .pack_positions = pack_positions<V>,
+          .positions = positions<V>,
           .pack_product = pack_product<V>,
           .product = product<V>,
           .product_columns = 4 * V::kLanes};
@@ -45,11 +48,13 @@ constexpr AttentionKernels<X> attention_for() {
   table.backward = {.add = add_gradients<V, X, DotGradient>,
                     .store_query = store_query_gradients<V, X>,
                     .store_keys = store_key_gradients<V, X>,
+                    .store_few = nullptr,
                     .add_scores = add_scores<V, X, DotGradient>,
                     .store_scores = store_scores<V, X>};
   table.additive_backward = {.add = add_gradients<V, X, AdditiveGradient>,
                              .store_query = store_additive_query_gradients<V, X>,
                              .store_keys = store_key_gradients<V, X>,
+                             .store_few = store_few_gradients<V, X>,
                              .add_scores = add_scores<V, X, AdditiveGradient>,
                              .store_scores = store_scores<V, X>};
   table.local = {.rows = local_rows<V, X>,

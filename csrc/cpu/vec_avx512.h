@@ -154,6 +154,30 @@ struct Avx512 {
     }
   }
 
+  // Lanes i and i + 8, then i and i + 4, ...: the order of sum_lanes and max_lanes.
+  float sum() const {
+    return fold([](__m128 a, __m128 b) { return _mm_add_ps(a, b); },
+                [](__m256 a, __m256 b) { return _mm256_add_ps(a, b); });
+  }
+  float max() const {
+    return fold([](__m128 a, __m128 b) { return _mm_max_ps(b, a); },
+                [](__m256 a, __m256 b) { return _mm256_max_ps(b, a); });
+  }
+
+  // Half the shuffles of a transposition.
+  static Avx512 sum_each(const Avx512 (&r)[16]) {
+    __m512 four[4];  // quarter q of four[i]: lanes 4 q .. 4 q + 3 of rows 4 i .. 4 i + 3, added
+    for (int i = 0; i < 4; ++i) {
+      const Avx512* row = r + 4 * i;
+      const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(row[0].v, row[1].v),
+                                     _mm512_unpackhi_ps(row[0].v, row[1].v));
+      const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(row[2].v, row[3].v),
+                                     _mm512_unpackhi_ps(row[2].v, row[3].v));
+      four[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    }
+    return {add_quarters(add_quarters(four[0], four[1]), add_quarters(four[2], four[3]))};
+  }
+
   static void transpose(Avx512 (&r)[16]) {
     __m512 a[16];
     for (int i = 0; i < 16; i += 2) {
@@ -183,6 +207,19 @@ struct Avx512 {
   }
 
  private:
+  template <class F128, class F256>
+  float fold(F128 join, F256 join_halves) const {
+    const __m256 eight = join_halves(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 x = join(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    x = join(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(join(x, _mm_movehdup_ps(x)));
+  }
+
+  // Quarters 0 + 1 and 2 + 3 of a, then those of b.
+  static __m512 add_quarters(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+
   // Four 4 x 4 squares, a quarter of each register wide.
   static void transpose_quarters(__m512 r0, __m512 r1, __m512 r2, __m512 r3, __m512 (&to)[4]) {
     const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(r0, r1));

@@ -17,6 +17,7 @@
 //   exp2_join(p, n, biased), kLowestExp   double: p * 2^n; `biased` holds n + 1023 in its lowest
 //                      bits. It gives exactly 0 for the n nearest to kLowestExp * log2 e.
 //   transpose(rows)    kLanes registers as a square matrix
+//   sum_each(rows)     only where it is cheaper than by transpose: lane i the sum of row i
 //   swap_pairs         lanes 2i and 2i + 1 change places
 //   kSplitsByFloor     the fraction of exp2_split is in [0, 1), else in [-1/2, 1/2]
 //   kLibm              double: erf and tanh_accurate go through the C library, lane by lane

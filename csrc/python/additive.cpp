@@ -22,8 +22,8 @@ py::object additive(const py::object& query, const py::object& key, const py::ob
     const auto direction = dense_rows<Compute<X>>(v, q.shape(1), q.shape(3), kName);
     // An empty vector has no address, by which the mechanism is told.
     const Compute<X> none = 0;
-    return run_mechanism<X>(q, k, x, direction.empty() ? &none : direction.data(), mask, parsed,
-                            aux, kName);
+    return run_dense<X>(q, k, x, direction.empty() ? &none : direction.data(), mask, parsed, aux,
+                        kName);
   });
 }
 

@@ -2,10 +2,50 @@
 
 #include <pybind11/gil_safe_call_once.h>
 
+#include <algorithm>
 #include <bit>
+#include <utility>
 
 namespace pyattn::python {
 namespace {
+
+// Smaller arrays come from memory that the C library keeps at hand.
+constexpr std::int64_t kLeastBytes = std::int64_t{1} << 17;
+// Of the memory of results, this much is remembered at most, in so many arrays.
+constexpr std::int64_t kMostBytes = std::int64_t{1} << 26;
+constexpr std::size_t kMostArrays = 32;
+
+// The memory of large results, in use or not, what was used last at the end. An array that nobody
+// else refers to, no view of it either, is given out again. The oldest are forgotten for new ones:
+// no more than kMostBytes are kept of what is not in use.
+class ResultMemory {
+ public:
+  // A flat array.
+  py::array take(const py::dtype& dtype, py::ssize_t count, std::int64_t bytes) {
+    if (bytes > kMostBytes) return {dtype, count};
+    const auto fits = [&](const py::array& array) {
+      return array.ref_count() == 1 && array.size() == count && array.dtype().num() == dtype.num();
+    };
+    const auto found = std::find_if(arrays_.begin(), arrays_.end(), fits);
+    if (found != arrays_.end()) {
+      std::rotate(found, found + 1, arrays_.end());
+      return arrays_.back();
+    }
+    while (!arrays_.empty() && (bytes_ + bytes > kMostBytes || arrays_.size() == kMostArrays)) {
+      const py::array oldest = std::move(arrays_.front());  // freed when the list is in order
+      arrays_.erase(arrays_.begin());
+      bytes_ -= oldest.nbytes();
+    }
+    py::array array(dtype, count);
+    arrays_.push_back(array);
+    bytes_ += bytes;
+    return array;
+  }
+
+ private:
+  std::vector<py::array> arrays_;
+  std::int64_t bytes_ = 0;
+};
 
 // From NumPy's list of type numbers.
 constexpr int kBool = 0;
@@ -24,6 +64,16 @@ const py::dtype& bfloat16() {
 }
 
 }  // namespace
+
+py::array array_in_memory(const py::dtype& dtype, const std::vector<py::ssize_t>& shape,
+                          std::int64_t bytes) {
+  if (bytes < kLeastBytes) return {dtype, shape};
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<ResultMemory> storage;
+  ResultMemory& memory =
+      storage.call_once_and_store_result([] { return ResultMemory(); }).get_stored();
+  const py::array flat = memory.take(dtype, bytes / dtype.itemsize(), bytes);
+  return {dtype, shape, flat.data(), flat};
+}
 
 Element element_of(const py::array& array) {
   const py::dtype dtype = array.dtype();

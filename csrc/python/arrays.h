@@ -125,6 +125,12 @@ View<const T, Rank> input_view(const py::array& array, const Argument& argument)
   return view;
 }
 
+// A new C-ordered array of that many bytes. A large one lies in memory that an earlier result had,
+// if that is gone: new pages from the system take longer than many a kernel. NumPy owns the memory:
+// a large result is a view of a flat array that nobody else sees.
+py::array array_in_memory(const py::dtype& dtype, const std::vector<py::ssize_t>& shape,
+                          std::int64_t bytes);
+
 // A new C-ordered array; the number of bytes is checked, NumPy's own product may overflow.
 template <class X>
 py::array new_array(const std::vector<std::int64_t>& shape, std::string_view function) {
@@ -138,7 +144,8 @@ py::array new_array(const std::vector<std::int64_t>& shape, std::string_view fun
     }
     bytes *= length;
   }
-  return {dtype_for(element_for<X>()), std::vector<py::ssize_t>(shape.begin(), shape.end())};
+  const std::vector<py::ssize_t> lengths(shape.begin(), shape.end());
+  return array_in_memory(dtype_for(element_for<X>()), lengths, empty ? 0 : bytes);
 }
 
 template <class X>

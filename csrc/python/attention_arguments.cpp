@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/attention.h"
+
 namespace pyattn::python {
 namespace {
 
@@ -66,31 +68,20 @@ Mask mask_view(const py::object& object, const std::vector<std::int64_t>& target
     throw_dtype(argument, array,
                 "bool, " + std::string(element_name(element_for<X>())) + " (the dtype of query)");
   }
-  const auto rank = static_cast<std::size_t>(array.ndim());
-  bool fits = rank >= 1 && rank <= target.size();
-  for (std::size_t i = 0; fits && i < rank; ++i) {
-    const std::int64_t length = array.shape(static_cast<py::ssize_t>(rank - 1 - i));
-    const std::int64_t full = target[target.size() - 1 - i];
-    fits = length == 1 || length == full || (i == 0 && length < full);
-  }
-  if (!fits) {
-    throw py::value_error(argument.text() + " must broadcast to " + shape_text(target) + ", got " +
-                          python::shape_text(array));
-  }
   mask.kind = boolean ? MaskKind::boolean : MaskKind::additive;
   mask.data = boolean ? static_cast<const void*>(element_data<bool>(array, argument))
                       : static_cast<const void*>(element_data<X>(array, argument));
-  // (T, S) of the target are the last two strides; (B, T, S) has no head axis.
-  const int places4[] = {3, 2, 1, 0};
-  const int places3[] = {3, 2, 0};
-  for (std::size_t i = 0; i < rank; ++i) {
-    const auto axis = static_cast<py::ssize_t>(rank - 1 - i);
-    const int place = target.size() == 4 ? places4[i] : places3[i];
-    mask.stride[place] = boolean ? element_stride<bool>(array, axis, argument)
-                                 : element_stride<X>(array, axis, argument);
+  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> stride;
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+    shape.push_back(array.shape(axis));
+    stride.push_back(boolean ? element_stride<bool>(array, axis, argument)
+                             : element_stride<X>(array, axis, argument));
   }
-  const std::int64_t last = array.shape(array.ndim() - 1);
-  if (last != 1) keys = last;
+  if (!broadcast_mask(shape, stride, target, mask, keys)) {
+    throw py::value_error(argument.text() + " must broadcast to " + shape_text(target) + ", got " +
+                          python::shape_text(array));
+  }
   return mask;
 }
 

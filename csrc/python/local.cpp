@@ -3,11 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <set>
 
 #include "core/isa.h"
+#include "python/position_call.h"
 #include "python/register.h"
-#include "python/sdpa_call.h"
 
 namespace pyattn::python {
 namespace {
@@ -22,7 +23,7 @@ struct LocalArrays {
   py::array query;
   py::array key;
   py::array value;
-  py::array centre;
+  py::object centre;  // (B, T), or the state, the weight and the v that predict it
   std::int64_t half_width;
   bool renormalize;
   py::object v;
@@ -53,7 +54,7 @@ LocalArrays local_arrays(std::string_view function, const py::object& query, con
                      .query = as_array(query, {function, "query"}),
                      .key = as_array(key, {function, "key"}),
                      .value = as_array(value, {function, "value"}),
-                     .centre = as_array(centre, {function, "centre"}),
+                     .centre = centre,
                      .half_width = half_width,
                      .renormalize = renormalize,
                      .v = v,
@@ -80,10 +81,10 @@ class LocalCall {
     params = {.query = input_view<X, 3>(given.query, {name, "query"}),
               .key = input_view<X, 3>(given.key, {name, "key"}),
               .value = input_view<X, 3>(given.value, {name, "value"}),
-              .centre = checked_view<T, 2>(given.centre, {batch, rows}, {name, "centre"}),
               .keys = keys,
               .half_width = given.half_width,
               .renormalize = given.renormalize};
+    set_centre(given);
     params.mask = mask_view<X>(given.mask, {batch, rows, keys}, name, params.keys);
     if (!given.kv_lengths.is_none()) {
       lengths_ = integers_of(given.kv_lengths, batch, 0, keys, {name, "kv_lengths"});
@@ -99,9 +100,41 @@ class LocalCall {
   LocalCall(const LocalCall&) = delete;
   LocalCall& operator=(const LocalCall&) = delete;
 
+  void run() {
+    if (position_) {
+      position_->params.kv_lengths = params.kv_lengths;
+      run_positions<T>(position_->params);
+    }
+    run_local(params);
+  }
+
   LocalParams<X> params;
 
  private:
+  void set_centre(const LocalArrays& given) {
+    const std::int64_t batch = params.query.shape[0];
+    const std::int64_t rows = params.query.shape[1];
+    if (!py::isinstance<py::tuple>(given.centre)) {
+      const Argument argument{given.function, "centre"};
+      params.centre = checked_view<T, 2>(as_array(given.centre, argument), {batch, rows}, argument);
+      return;
+    }
+    const auto parts = py::reinterpret_borrow<py::tuple>(given.centre);
+    if (parts.size() != 3) {
+      throw py::type_error(std::string(given.function) + ": centre must be an array or three");
+    }
+    position_.emplace(parts[0], parts[1], parts[2], params.key.shape[1], given.function);
+    PositionParams<T>& position = position_->params;
+    if (position.state.shape[0] != batch || position.state.shape[1] != rows) {
+      throw py::value_error(std::string(given.function) + ": state must have B and T of the query");
+    }
+    centre_.resize(static_cast<std::size_t>(batch * rows));
+    position.centre = {.data = centre_.data(), .shape = {batch, rows}, .stride = {rows, 1}};
+    params.centre = {.data = centre_.data(), .shape = {batch, rows}, .stride = {rows, 1}};
+  }
+
+  std::optional<PositionCall<T>> position_;
+  std::vector<T> centre_;
   std::vector<T> direction_;
   std::vector<std::int64_t> lengths_;
 };
@@ -144,7 +177,7 @@ py::object run_local_of(const LocalArrays& given, const py::object& aux) {
   }
   {
     const py::gil_scoped_release released;
-    run_local(p);
+    call.run();
   }
   if (aux.is_none()) return py::object(results[0]);
   return py::tuple(results);
@@ -224,6 +257,7 @@ py::object local_backward(const py::object& query, const py::object& key, const 
                           const py::object& grad_out, const py::object& grad_lse,
                           const py::object& grad_weights, const py::object& grad_window_weights,
                           const std::set<std::string>& want) {
+  as_array(centre, {kGradient, "centre"});  // that of a position is the caller's to follow
   const LocalArrays given = local_arrays(kGradient, query, key, value, centre, half_width,
                                          renormalize, v, mask, kv_lengths);
   const LocalResults results{grad_out, grad_lse, grad_weights, grad_window_weights};
@@ -237,7 +271,8 @@ void register_local(py::module_& module) {
   module.def("local", &local, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("centre"),
              py::arg("half_width"), py::arg("renormalize"), py::arg("v"), py::arg("mask"),
              py::arg("kv_lengths"), py::arg("aux"),
-             "Attention to the keys within half_width of each row's centre, and what aux names.");
+             "Attention to the keys within half_width of each row's centre, and what aux names. "
+             "centre may be (state, position_weight, position_v), which predict it.");
   module.def("local_backward", &local_backward, py::arg("query"), py::arg("key"), py::arg("value"),
              py::arg("centre"), py::arg("half_width"), py::arg("renormalize"), py::arg("v"),
              py::arg("mask"), py::arg("kv_lengths"), py::arg("grad_out"), py::arg("grad_lse"),

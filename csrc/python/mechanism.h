@@ -66,37 +66,22 @@ class Outputs {
     if (name == "max") return vector(params_.max);
     if (name == "entropy") return vector(params_.entropy);
     if (name == "weights") return matrix(params_.weights);
-    if (name == "scores" || name == "capped_scores" || name == "biased_scores") {
-      View<X, 4> view;
-      auto array = matrix(view);
-      extra_.push_back({name, view});
-      return array;
-    }
+    if (name == "scores") return extra(ScoreStage::plain);
+    if (name == "capped_scores") return extra(ScoreStage::capped);
+    if (name == "biased_scores") return extra(ScoreStage::biased);
     if (name == "top_weights" || name == "top_indices") return top(name == "top_weights");
     throw py::value_error(std::string(name_) + ": unknown output " + name);
   }
 
-  // The scores before the softmax are runs of their own, without an output; those before the
-  // masks, on all keys.
+  // The scores before the softmax are runs of their own, without an output.
   template <class Run>
-  void run_extra(std::int64_t keys, const Run& run) {
+  void run_extra(const Run& run) {
     const AttentionParams<X> all = params_;
-    for (const auto& [name, view] : extra_) {
-      params_.out.data = params_.weights.data = nullptr;
-      params_.lse.data = params_.max.data = params_.entropy.data = params_.top_weights.data =
-          nullptr;
-      params_.scores = view;
-      if (name != "biased_scores") {
-        params_.mask = {};
-        params_.kv_lengths = nullptr;
-        params_.slopes = nullptr;
-        params_.left = params_.right = kUnbounded;
-        params_.keys = keys;
-      }
-      if (name == "scores") params_.softcap = T(0);
+    for (const auto& [stage, view] : extra_) {
+      params_ = scores_of(all, stage, view);
       run();
-      params_ = all;
     }
+    params_ = all;
   }
 
  private:
@@ -108,6 +93,12 @@ class Outputs {
   py::array matrix(View<X, 4>& view) {
     auto array = new_array<X>(scores_, name_);
     view = output_view<X, 4>(array);
+    return array;
+  }
+  py::array extra(ScoreStage stage) {
+    View<X, 4> view;
+    auto array = matrix(view);
+    extra_.push_back({stage, view});
     return array;
   }
   // Both are made when the first is asked for.
@@ -127,16 +118,16 @@ class Outputs {
   std::vector<std::int64_t> rows_;
   std::vector<std::int64_t> scores_;
   std::int64_t top_k_;
-  std::vector<std::pair<std::string, View<X, 4>>> extra_;
+  std::vector<std::pair<ScoreStage, View<X, 4>>> extra_;
   std::unique_ptr<py::array> top_weights_;
   std::unique_ptr<py::array> top_indices_;
 };
 
 // `v`: that of additive attention, (H, A) without gaps, or null.
 template <class X>
-py::object run_mechanism(const py::array& query, const py::array& key, const py::array& value,
-                         const Compute<X>* v, const py::object& mask, const SdpaOptions& options,
-                         const py::object& aux, std::string_view function) {
+py::object run_dense(const py::array& query, const py::array& key, const py::array& value,
+                     const Compute<X>* v, const py::object& mask, const SdpaOptions& options,
+                     const py::object& aux, std::string_view function) {
   const std::int64_t keys = key.shape(2);
   AttentionParams<X> given{
       .query = input_view<X, 4>(query, {function, "query"}),
@@ -163,7 +154,7 @@ py::object run_mechanism(const py::array& query, const py::array& key, const py:
   results.append(std::move(out));
   for (const py::handle name : aux) results.append(outputs.add(name.cast<std::string>()));
   call.run();
-  outputs.run_extra(keys, [&] { call.run(); });
+  outputs.run_extra([&] { call.run(); });
   return py::tuple(results);
 }
 

@@ -17,6 +17,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   pyattn::python::register_normalisation(module);
   pyattn::python::register_rotary(module);
   pyattn::python::register_recurrent(module);
+  pyattn::python::register_position(module);
   pyattn::python::register_product(module);
   pyattn::python::register_dlpack(module);
 }

@@ -16,7 +16,7 @@ template <class T>
 const T* dense(const py::object& object, const std::vector<std::int64_t>& shape,
                const Argument& argument) {
   const py::array array = as_array(object, argument);
-  if (!has_dtype<T>(array)) throw_dtype(argument, array, "that of gates");
+  if (!has_dtype<T>(array)) throw_dtype(argument, array, sizeof(T) == 4 ? "float32" : "float64");
   const bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size()) &&
                     std::equal(shape.begin(), shape.end(), array.shape());
   if (!fits || (array.flags() & py::array::c_style) == 0) {
@@ -58,43 +58,56 @@ std::vector<std::int64_t> lengths_of(const py::object& object, std::int64_t batc
   return lengths;
 }
 
-// What all four functions are given.
+// What all four functions are given. The sequence (B, T, any) is the input, or for a gradient the
+// output.
 struct Given {
   std::string_view function;
-  std::int64_t gate_count;
-  py::array gates;
-  py::object weight;
+  std::string_view name;
+  std::int64_t gates;
+  py::array sequence;
+  py::array weight;
   py::object h0;
   py::object lengths;
   bool reverse;
 };
 
-// A call with `gates` (B, T, G * H), weight and h0 checked.
+// A call with the sequence, weight and h0 checked.
 template <class T>
 class Call {
  public:
-  explicit Call(const Given& given) : function_(given.function) {
-    const py::array& gates = given.gates;
-    check_rank(gates, 3, "(B, T, G * H)", {function_, "gates"});
-    const std::int64_t rows = gates.shape(2);
-    if (rows % given.gate_count != 0) {
-      throw py::value_error(Argument{function_, "gates"}.text() + " must be (B, T, " +
-                            std::to_string(given.gate_count) + " * H), got " + shape_text(gates));
-    }
-    params.batch = gates.shape(0);
-    params.length = gates.shape(1);
-    params.size = rows / given.gate_count;
+  explicit Call(const Given& given) : gates_(given.gates), function_(given.function) {
+    check_rank(given.sequence, 3, "(B, T, any)", {function_, given.name});
+    check_rank(given.weight, 2, "(gates * H, H)", {function_, "weight"});
+    params.batch = given.sequence.shape(0);
+    params.length = given.sequence.shape(1);
+    params.size = given.weight.shape(1);
     params.reverse = given.reverse;
-    params.gates = kept<T>(gates, {params.batch, params.length, rows}, {function_, "gates"});
-    params.weight = dense<T>(given.weight, {rows, params.size}, {function_, "weight"});
+    params.weight =
+        dense<T>(given.weight, {gates_ * params.size, params.size}, {function_, "weight"});
     params.h0 = dense<T>(given.h0, states(), {function_, "h0"});
     lengths_ = lengths_of(given.lengths, params.batch, params.length, function_);
     if (!lengths_.empty()) params.lengths = lengths_.data();
   }
 
+  // What the forward pass reads more.
+  void read(const py::array& x, const py::object& weight_input, const py::object& bias_input,
+            const py::object& bias_hidden) {
+    params.inputs = x.shape(2);
+    params.x = dense<T>(x, {params.batch, params.length, params.inputs}, {function_, "x"});
+    params.weight_input =
+        dense<T>(weight_input, {gates_ * params.size, params.inputs}, {function_, "weight_input"});
+    params.bias_input = bias(bias_input, "bias_input");
+    params.bias_hidden = bias(bias_hidden, "bias_hidden");
+  }
+
+  // The gates of all steps.
+  std::vector<std::int64_t> all_gates() const {
+    return {(params.size + kGateUnits - 1) / kGateUnits, params.length, params.batch,
+            gates_ * kGateUnits};
+  }
   std::vector<std::int64_t> states() const { return {params.batch, params.size}; }
-  std::vector<std::int64_t> steps(std::int64_t gates = 1) const {
-    return {params.batch, params.length, gates * params.size};
+  std::vector<std::int64_t> steps(std::int64_t count = 1) const {
+    return {params.batch, params.length, count * params.size};
   }
 
   py::array fresh(const std::vector<std::int64_t>& shape, T*& data) const {
@@ -114,39 +127,41 @@ class Call {
   RecurrentParams<T> params;
 
  private:
+  const T* bias(const py::object& given, std::string_view name) const {
+    return given.is_none() ? nullptr : dense<T>(given, {gates_ * params.size}, {function_, name});
+  }
+
+  std::int64_t gates_;
   std::string_view function_;
   std::vector<std::int64_t> lengths_;
 };
 
-void check_writeable(const Given& given) {
-  if (!given.gates.writeable()) {
-    throw py::value_error(Argument{given.function, "gates"}.text() + " must be writeable");
-  }
-}
-
-// Calls body.template operator()<T>() for the float type of the gates.
+// Calls body.template operator()<T>() for the float type of the sequence.
 template <class Body>
-py::tuple with_gates(const Given& given, const Body& body) {
-  if (has_dtype<float>(given.gates)) return body.template operator()<float>();
-  if (has_dtype<double>(given.gates)) return body.template operator()<double>();
-  throw_dtype({given.function, "gates"}, given.gates, "float32, float64");
+py::tuple with_floats(const Given& given, const Body& body) {
+  if (has_dtype<float>(given.sequence)) return body.template operator()<float>();
+  if (has_dtype<double>(given.sequence)) return body.template operator()<double>();
+  throw_dtype({given.function, given.name}, given.sequence, "float32, float64");
 }
 
-py::tuple gru(const py::object& gates, const py::object& weight, const py::object& bias,
-              const py::object& h0, const py::object& lengths, bool reverse, bool reset_after,
-              bool keep) {
-  const Given given{"gru", 3, as_array(gates, {"gru", "gates"}), weight, h0, lengths, reverse};
-  return with_gates(given, [&]<class T>() {
+py::tuple gru(const py::object& x, const py::object& weight_input, const py::object& weight,
+              const py::object& bias_input, const py::object& bias_hidden, const py::object& h0,
+              const py::object& lengths, bool reverse, bool reset_after, bool keep) {
+  const Given given{
+      "gru", "x",     3,      as_array(x, {"gru", "x"}), as_array(weight, {"gru", "weight"}),
+      h0,    lengths, reverse};
+  return with_floats(given, [&]<class T>() {
     Call<T> call(given);
-    check_writeable(given);
+    call.read(given.sequence, weight_input, bias_input, bias_hidden);
     RecurrentParams<T>& params = call.params;
     params.reset_after = reset_after;
     params.keep = keep;
-    if (!bias.is_none()) params.bias = dense<T>(bias, {params.size}, {"gru", "bias"});
     T* last = nullptr;
+    py::object gates = py::none();
+    py::object inner = py::none();
+    if (keep) gates = call.fresh(call.all_gates(), params.gates);
     py::array output = call.fresh(call.steps(), params.output);
     py::array state = call.fresh(call.states(), last);
-    py::object inner = py::none();
     if (keep || !reset_after) {
       inner = call.fresh(keep ? call.steps() : call.states(), params.inner);
     }
@@ -155,30 +170,36 @@ py::tuple gru(const py::object& gates, const py::object& weight, const py::objec
       run_recurrent<T>(params, kernels_of<T>(kernels()).gru, 3);
       finish_recurrent<T>(params, last);
     }
-    return py::make_tuple(std::move(output), std::move(state), std::move(inner));
+    return py::make_tuple(std::move(output), std::move(state), std::move(gates), std::move(inner));
   });
 }
 
-py::tuple lstm(const py::object& gates, const py::object& weight, const py::object& h0,
+py::tuple lstm(const py::object& x, const py::object& weight_input, const py::object& weight,
+               const py::object& bias_input, const py::object& bias_hidden, const py::object& h0,
                const py::object& c0, const py::object& lengths, bool reverse, bool keep) {
-  const Given given{"lstm", 4, as_array(gates, {"lstm", "gates"}), weight, h0, lengths, reverse};
-  return with_gates(given, [&]<class T>() {
+  const Given given{
+      "lstm", "x",     4,      as_array(x, {"lstm", "x"}), as_array(weight, {"lstm", "weight"}),
+      h0,     lengths, reverse};
+  return with_floats(given, [&]<class T>() {
     Call<T> call(given);
-    check_writeable(given);
+    call.read(given.sequence, weight_input, bias_input, bias_hidden);
     RecurrentParams<T>& params = call.params;
     params.keep = keep;
     T* last = nullptr;
+    py::object gates = py::none();
+    py::object cells = py::none();
+    if (keep) gates = call.fresh(call.all_gates(), params.gates);
     py::array output = call.fresh(call.steps(), params.output);
     py::array state = call.fresh(call.states(), last);
     py::array cell = call.moving(c0, "c0", params.cell);
-    py::object cells = py::none();
     if (keep) cells = call.fresh(call.steps(), params.cells);
     {
       const py::gil_scoped_release released;
       run_recurrent<T>(params, kernels_of<T>(kernels()).lstm, 4);
       finish_recurrent<T>(params, last);
     }
-    return py::make_tuple(std::move(output), std::move(state), std::move(cell), std::move(cells));
+    return py::make_tuple(std::move(output), std::move(state), std::move(cell), std::move(gates),
+                          std::move(cells));
   });
 }
 
@@ -187,12 +208,20 @@ py::tuple gru_gradient(const py::object& gates, const py::object& weight, const 
                        const py::object& output, const py::object& inner,
                        const py::object& grad_output, const py::object& grad_state) {
   constexpr std::string_view kName = "gru_gradient";
-  const Given given{kName, 3, as_array(gates, {kName, "gates"}), weight, h0, lengths, reverse};
-  return with_gates(given, [&]<class T>() {
+  const Given given{kName,
+                    "output",
+                    3,
+                    as_array(output, {kName, "output"}),
+                    as_array(weight, {kName, "weight"}),
+                    h0,
+                    lengths,
+                    reverse};
+  return with_floats(given, [&]<class T>() {
     Call<T> call(given);
     RecurrentParams<T>& params = call.params;
     params.reset_after = reset_after;
     params.keep = true;
+    params.gates = kept<T>(gates, call.all_gates(), {kName, "gates"});
     params.output = kept<T>(output, call.steps(), {kName, "output"});
     params.inner = kept<T>(inner, call.steps(), {kName, "inner"});
     params.grad_output = dense<T>(grad_output, call.steps(), {kName, "grad_output"});
@@ -211,12 +240,20 @@ py::tuple lstm_gradient(const py::object& gates, const py::object& weight, const
                         const py::object& cells, const py::object& grad_output,
                         const py::object& grad_state, const py::object& grad_cell) {
   constexpr std::string_view kName = "lstm_gradient";
-  const Given given{kName, 4, as_array(gates, {kName, "gates"}), weight, h0, lengths, reverse};
-  return with_gates(given, [&]<class T>() {
+  const Given given{kName,
+                    "cells",
+                    4,
+                    as_array(cells, {kName, "cells"}),
+                    as_array(weight, {kName, "weight"}),
+                    h0,
+                    lengths,
+                    reverse};
+  return with_floats(given, [&]<class T>() {
     Call<T> call(given);
     RecurrentParams<T>& params = call.params;
     params.keep = true;
     params.c0 = dense<T>(c0, call.states(), {kName, "c0"});
+    params.gates = kept<T>(gates, call.all_gates(), {kName, "gates"});
     params.cells = kept<T>(cells, call.steps(), {kName, "cells"});
     params.grad_output = dense<T>(grad_output, call.steps(), {kName, "grad_output"});
     py::array state = call.moving(grad_state, "grad_state", params.grad_state);
@@ -233,12 +270,14 @@ py::tuple lstm_gradient(const py::object& gates, const py::object& weight, const
 }  // namespace
 
 void register_recurrent(py::module_& module) {
-  module.def("gru", &gru, py::arg("gates"), py::arg("weight"), py::arg("bias"), py::arg("h0"),
-             py::arg("lengths"), py::arg("reverse"), py::arg("reset_after"), py::arg("keep"),
-             "The steps of a GRU; `gates` holds W x + b and is overwritten.");
-  module.def("lstm", &lstm, py::arg("gates"), py::arg("weight"), py::arg("h0"), py::arg("c0"),
+  module.def("gru", &gru, py::arg("x"), py::arg("weight_input"), py::arg("weight"),
+             py::arg("bias_input"), py::arg("bias_hidden"), py::arg("h0"), py::arg("lengths"),
+             py::arg("reverse"), py::arg("reset_after"), py::arg("keep"),
+             "The states after the steps of a GRU, and what its gradient needs.");
+  module.def("lstm", &lstm, py::arg("x"), py::arg("weight_input"), py::arg("weight"),
+             py::arg("bias_input"), py::arg("bias_hidden"), py::arg("h0"), py::arg("c0"),
              py::arg("lengths"), py::arg("reverse"), py::arg("keep"),
-             "The steps of an LSTM; `gates` holds W x + b and is overwritten.");
+             "The states after the steps of an LSTM, and what its gradient needs.");
   module.def("gru_gradient", &gru_gradient, py::arg("gates"), py::arg("weight"), py::arg("h0"),
              py::arg("lengths"), py::arg("reverse"), py::arg("reset_after"), py::arg("output"),
              py::arg("inner"), py::arg("grad_output"), py::arg("grad_state"),

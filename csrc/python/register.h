@@ -14,6 +14,7 @@ void register_elementwise(pybind11::module_& module);
 void register_normalisation(pybind11::module_& module);
 void register_rotary(pybind11::module_& module);
 void register_recurrent(pybind11::module_& module);
+void register_position(pybind11::module_& module);
 void register_product(pybind11::module_& module);
 void register_dlpack(pybind11::module_& module);
 void register_runtime(pybind11::module_& module);

@@ -58,9 +58,8 @@ py::object sdpa(const py::object& query, const py::object& key, const py::object
   check_shapes(q, k, v, kName);
   const double factor = scale.value_or(1 / std::sqrt(static_cast<double>(q.shape(3))));
   const SdpaOptions parsed = sdpa_options(options, factor, right, kName);
-  return with_element(element, [&]<class X>() {
-    return run_mechanism<X>(q, k, v, nullptr, mask, parsed, aux, kName);
-  });
+  return with_element(
+      element, [&]<class X>() { return run_dense<X>(q, k, v, nullptr, mask, parsed, aux, kName); });
 }
 
 py::object sdpa_weights(const py::object& query, const py::object& key, const py::object& mask,

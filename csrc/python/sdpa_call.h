@@ -169,13 +169,7 @@ class SdpaCall {
 
   void run() {
     const py::gil_scoped_release released;
-    const auto& table = attention_kernels_of<X>(kernels());
-    const auto depth = static_cast<double>(params_.query.shape[3]);
-    if (params_.v == nullptr) {
-      run_attention<X>(params_, table.sdpa, table.merge, depth);
-    } else {
-      run_attention<X>(params_, table.additive, table.merge, kWorkPerTerm * depth);
-    }
+    run_mechanism(params_);
   }
 
  private:
@@ -186,8 +180,6 @@ class SdpaCall {
     return input_view<T, 2>(array, argument);
   }
 
-  // Multiply-adds that take as long as one term v_a tanh(q_a + k_a).
-  static constexpr double kWorkPerTerm = 5;
   static constexpr std::int64_t kFarthest = std::int64_t{1} << 40;
 
   AttentionParams<X> params_;

@@ -23,6 +23,7 @@ def check_arrays(
     score: Score,
     weight: Value | None,
     v: Value | None,
+    projected_key: Value | None,
     position: dict[str, Value | None],
     mask: Value | None,
     kv_lengths: Value | None,
@@ -34,7 +35,12 @@ def check_arrays(
             f'does, "concat" both; got {score!r} with weight {weight is not None}, '
             f"v {v is not None}"
         )
-    given: Any = {"query": query, "key": key, "value": value, "weight": weight, "v": v} | position
+    if projected_key is not None and score != "concat":
+        raise ValueError(f'{NAME}: projected_key is for score "concat"; got score {score!r}')
+    given: Any = {
+        "query": query, "key": key, "value": value, "weight": weight, "v": v,
+        "projected_key": projected_key,
+    } | position  # fmt: skip
     specs: dict[str, Any] = {name: spec_of(x) for name, x in given.items() if x is not None}
     checks.require_floats(NAME, FLOATS, **specs)
     q, k, x = specs["query"], specs["key"], specs["value"]
@@ -52,6 +58,13 @@ def check_arrays(
         checks.require_shared(NAME, "D", 2, query=q, key=k)
     else:
         _check_weight(score, specs)
+    if "projected_key" in specs:
+        wanted = (*k.shape[:2], specs["weight"].shape[0])
+        if specs["projected_key"].shape != wanted:
+            raise ValueError(
+                f"{NAME}: projected_key must be (B, S, A) = {wanted}; got "
+                f"{specs['projected_key'].shape}"
+            )
     if "position_weight" in specs and "position_v" in specs:
         w, direction = specs["position_weight"], specs["position_v"]
         if w.ndim != 2 or w.shape[1] != q.shape[2] or direction.shape != w.shape[:1]:

@@ -252,8 +252,9 @@ def full_mask(mask: Value, keys: Any) -> Value:
         return np.full(missing, padding, mask.dtype)
     if mask.dtype == np.bool_:
         rest = logical_and(mask[..., :1], np.zeros(missing, np.bool_))
-    else:
-        rest = where(np.zeros(missing, np.bool_), mask[..., :1], padding)
+    else:  # in float32 at least: ONNX Runtime selects no bfloat16
+        wide = _cast(mask[..., :1], compute_dtype(mask.dtype))
+        rest = _cast(where(np.zeros(missing, np.bool_), wide, padding), mask.dtype)
     padded: Value = concat([mask, rest], -1)
     return padded
 
@@ -335,7 +336,7 @@ def variant_name(
         f"Window{left}To{right}".replace("-1", "Any"): left != UNBOUNDED or right > 0,
         "BottomRight": params["bottom_right"],
         "Starts": starts is not None,
-        f"From{params['start']}".replace("-", "Minus"): params["start"] != 0,
+        f"From{params.get('start')}".replace("-", "Minus"): params.get("start", 0) != 0,
         f"Softcap{params['softcap']!r}".translate(_IN_A_NAME): params["softcap"] != 0,
         "Alibi": slopes is not None,
         "Sinks": sinks is not None,

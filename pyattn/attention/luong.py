@@ -17,11 +17,11 @@ from pyattn.attention._sdpa_options import normalize_options
 from pyattn.attention.additive import additive_attention
 from pyattn.attention.local import AUX as LOCAL_AUX
 from pyattn.attention.local import LOCAL
+from pyattn.attention.position import POSITION
 from pyattn.attention.sdpa import scaled_dot_product_attention
 from pyattn.dtypes import compute_dtype
-from pyattn.ops import arange_like, astype, expand_dims, linear, matmul, sigmoid, take, tanh
-from pyattn.ops.linalg import product
-from pyattn.tensor import REGISTRY, Array, Dim, Tensor, Value, apply, spec_of
+from pyattn.ops import arange_like, astype, expand_dims, linear, matmul, take
+from pyattn.tensor import Dim, Tensor, Value, apply, spec_of
 
 AUX = ("weights", "lse", "max", "entropy")
 
@@ -34,6 +34,7 @@ def luong_attention(
     score: Score = "dot",
     weight: Value | None = None,
     v: Value | None = None,
+    projected_key: Value | None = None,
     align: Alignment = "global",
     half_width: int | None = None,
     position_weight: Value | None = None,
@@ -75,6 +76,10 @@ def luong_attention(
         ``(B, S, E)`` of the same dtype; ``key`` by default.
     weight, v:
         What the score takes, see above; v is ``(A,)`` and for "concat" only.
+    projected_key:
+        For "concat": the part of the scores that is the same for every query, ``W_s h_s`` with the
+        last Dk columns W_s of ``weight``, ``(B, S, A)``. Who has it from an earlier step, as in
+        decoding, saves its product; else it is made here.
     align, half_width:
         The alignment; the two local ones need ``half_width``, 1 or more.
     position_weight, position_v:
@@ -145,7 +150,7 @@ def luong_attention(
             type(query) is np.ndarray
             and score in ("dot", "general")
             and (weight is None) == (score == "dot")
-            and v is attn_mask is query_start is None
+            and v is projected_key is attn_mask is query_start is None
             and aux == ()
         ):
             found = _common(
@@ -161,18 +166,21 @@ def luong_attention(
             raise ValueError(f"{NAME}: {name} must be one of {get_args(known)}; got {given!r}")
     value = key if value is None else value
     optional: dict[str, Any] = {
-        "weight": weight, "v": v, "attn_mask": attn_mask, "kv_lengths": kv_lengths,
+        "weight": weight, "v": v, "projected_key": projected_key, "attn_mask": attn_mask,
+        "kv_lengths": kv_lengths,
         "query_start": query_start if interchange.is_foreign(query_start) else None,
     }  # fmt: skip
     position = {"position_weight": position_weight, "position_v": position_v}
     arrays = {"query": query, "key": key, "value": value}
     if not checks.require_arrays(NAME, optional | position, **arrays):
         return interchange.call(luong_attention, locals())
-    check_arrays(query, key, value, score, weight, v, position, attn_mask, kv_lengths)
+    check_arrays(
+        query, key, value, score, weight, v, projected_key, position, attn_mask, kv_lengths
+    )
     check_alignment(align, half_width, position, renormalize, query_start)
     local = align == "local-p"
     names = checks.normalize_aux(NAME, aux, (*LOCAL_AUX, "position") if local else AUX)
-    q, k, v = _scored(query, key, score, weight, v)
+    q, k, v = _scored(query, key, score, weight, v, projected_key)
     options: Any
     if local:
         centre = _centres(query, key, kv_lengths, position_weight, position_v)
@@ -228,7 +236,7 @@ def _common(
         return None
     if not position_weight.dtype == position_v.dtype == dtype:
         return None
-    centre = _array_centres(query, key, kv_lengths, position_weight, position_v)
+    centre = query, position_weight, position_v
     return _core.local(
         scored, key, value, centre, half_width, renormalize, None, None, kv_lengths, None
     )
@@ -259,7 +267,12 @@ def _within(
 
 
 def _scored(
-    query: Value, key: Value, score: Score, weight: Any, v: Value | None
+    query: Value,
+    key: Value,
+    score: Score,
+    weight: Any,
+    v: Value | None,
+    projected_key: Value | None,
 ) -> tuple[Any, Any, Value | None]:
     """Return q and k with score ``q . k``, or with v ``v . tanh(q + k)``."""
     if score == "dot":
@@ -268,9 +281,15 @@ def _scored(
         return _in_full(matmul, query, weight), key, None
     if score == "location":
         return query, _location(query, key, weight), None
+    if projected_key is None:
+        projected_key = project_key(key, weight)
     size = query.shape[2]
-    parts = weight[:, :size], weight[:, size:]
-    return _in_full(linear, query, parts[0]), _in_full(linear, key, parts[1]), v
+    return _in_full(linear, query, weight[:, :size]), projected_key, v
+
+
+def project_key(key: Value, weight: Any) -> Any:
+    """Return ``W_s h_s`` of score "concat", W_s being the last columns of ``weight``."""
+    return _in_full(linear, key, weight[:, weight.shape[1] - key.shape[2] :])
 
 
 def _in_full(product: Callable[..., Any], x: Value, weight: Any) -> Any:
@@ -294,19 +313,8 @@ def _centres(query: Value, key: Value, kv_lengths: Value | None, weight: Any, v:
     """Return p_t, ``(B, T)``, in the dtype of the arithmetic."""
     wide = compute_dtype(query.dtype)
     query, weight, v = (x if x.dtype == wide else astype(x, wide) for x in (query, weight, v))
-    share = sigmoid(matmul(tanh(linear(query, weight)), expand_dims(v, 1))[..., 0])
+    share = apply(POSITION, query, weight, v)
     if kv_lengths is not None:
         return share * expand_dims(astype(kv_lengths, wide), 1)
     keys = key.shape[1]
     return share * (astype(graph.count(key, 1), wide) if isinstance(keys, Dim) else float(keys))
-
-
-def _array_centres(query: Any, key: Any, kv_lengths: Any, weight: Any, v: Any) -> Array:
-    """Return `_centres` of arrays of one dtype: the same steps, in less memory."""
-    hidden = product(query.reshape(-1, query.shape[2]), weight.T)
-    np.tanh(hidden, out=hidden)
-    by_row = hidden.reshape(*query.shape[:2], len(weight))
-    share = REGISTRY["sigmoid"].eval(np.matmul(by_row, v[:, None])[..., 0])
-    lengths = float(key.shape[1]) if kv_lengths is None else kv_lengths.astype(query.dtype)[:, None]
-    centres: Array = share * lengths
-    return centres

@@ -127,8 +127,8 @@ def _expand(
     **params: Any,
 ) -> Any:
     """One large attention in which every sequence sees its own keys only."""
-    row_of, row_at, row_end = _places(query, cu_seqlens_q)
-    key_of, key_at, key_end = _places(key, cu_seqlens_k)
+    row_of, row_at, row_end = places(query, cu_seqlens_q)
+    key_of, key_at, key_end = places(key, cu_seqlens_k)
     if bottom_right:  # positions counted back from the end of the sequence
         row_at, key_at = row_at - row_end, key_at - key_end
     distance = expand_dims(expand_dims(key_at, 0) - expand_dims(row_at, 1), 0)
@@ -143,8 +143,11 @@ def _expand(
     return transpose(result[0][0], (1, 0, 2)), result[1][0]
 
 
-def _places(x: Value, offsets: Value) -> tuple[Any, Any, Any]:
-    """Return for each row of a packed array its sequence, its place in it and the length of it."""
+def places(x: Value, offsets: Value) -> tuple[Any, Any, Any]:
+    """Return for each row of a packed array its sequence, its place in it and the length of it.
+
+    ``offsets`` ``(B + 1,)`` rise from 0 to the number of rows. All three are int64 ``(N,)``.
+    """
     rows = arange_like(x, 0)
     offsets = graph.astype_int(offsets)
     passed = less_equal(expand_dims(offsets[1:], 1), expand_dims(rows, 0))
@@ -179,14 +182,21 @@ def _vjp(
     return (*by_kernel, None, None, None, grad_sinks)
 
 
+def _function(node: Node) -> str:
+    return "VarlenAttention" + graph.variant_name(node, None, None, None, *node.inputs[5:])
+
+
 VARLEN = Op(
     "varlen",
     _eval,
     _shape,
     vjp=_vjp,
     expand=_expand,
+    function=_function,
     arguments=("query", "key", "value", *OFFSETS, "alibi_slopes", "sinks"),
+    attributes=("scale",),
     optional=2,
+    has_weights=False,
 )
 
 

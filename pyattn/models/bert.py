@@ -12,11 +12,12 @@ from typing import Any, Self, cast
 
 import numpy as np
 
+from pyattn.attention.varlen import places
 from pyattn.io import load
 from pyattn.nn import Dropout, Embedding, LayerNorm, Linear, Module, TransformerEncoderLayer
 from pyattn.nn.transformer import Activation
 from pyattn.ops import arange_like, astype, expand_dims, getitem, take, tanh
-from pyattn.tensor import Array, Value, rank_of
+from pyattn.tensor import Array, Dim, Tensor, Value, rank_of
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class Bert(Module):
         attention_mask: Value | None = None,
         token_type_ids: Value | None = None,
         *,
+        cu_seqlens: Value | None = None,
         rng: np.random.Generator | None = None,
     ) -> Any:
         """Return the last layer's states ``(B, S, hidden_size)``, float32.
@@ -114,16 +116,15 @@ class Bert(Module):
         ``(B, S)`` integers; without a mask every token is real, without types all are of type 0.
         ``rng`` switches dropout on, for training: of embeddings and of each layer's parts, not yet
         of attention weights.
+
+        With ``cu_seqlens`` ``(B + 1,)`` the sequences are packed, as in
+        :func:`pyattn.varlen_attention`: ``input_ids`` and types are ``(N,)``, the states ``(N,
+        hidden_size)``, and there is no mask because there is no padding.
         """
         for name, x in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
             if x is not None and x.shape != input_ids.shape:
                 raise ValueError(f"Bert: {name} must be {input_ids.shape}; got shape {x.shape}")
-        if rank_of("Bert", input_ids) != 2:
-            raise ValueError(f"Bert: input_ids must be (B, S); got shape {input_ids.shape}")
-        positions = arange_like(input_ids, 1)
-        length, limit = input_ids.shape[1], self.config.max_position_embeddings
-        if isinstance(length, int) and length > limit:
-            raise ValueError(f"Bert: input_ids has {length} positions; the model has {limit}")
+        positions = self._positions(input_ids, attention_mask, cu_seqlens)
         if token_type_ids is None:
             types = getitem(self.token_type_embeddings.weight, 0)
         else:
@@ -138,8 +139,30 @@ class Bert(Module):
         if attention_mask is not None:
             mask = expand_dims(expand_dims(astype(attention_mask, np.bool_), 1), 1)
         for layer in self.layers:
-            x = layer(x, mask, rng=rng)
+            x = layer(x, mask, cu_seqlens=cu_seqlens, rng=rng)
         return x
+
+    def _positions(
+        self, input_ids: Value, attention_mask: Value | None, cu_seqlens: Value | None
+    ) -> Any:
+        """Return the position of every token, ``(S,)`` or, of packed ones, ``(N,)``."""
+        wanted = (2, "(B, S)") if cu_seqlens is None else (1, "(N,)")
+        if rank_of("Bert", input_ids) != wanted[0]:
+            raise ValueError(f"Bert: input_ids must be {wanted[1]}; got shape {input_ids.shape}")
+        if cu_seqlens is not None:
+            if attention_mask is not None:
+                raise ValueError("Bert: cu_seqlens excludes attention_mask")
+            known = cu_seqlens.value if isinstance(cu_seqlens, Tensor) else cu_seqlens
+            if known is not None and known.ndim == 1:
+                self._require_length(np.diff(known).max(initial=0), "a sequence of input_ids")
+            return places(input_ids, cu_seqlens)[1]
+        self._require_length(input_ids.shape[1], "input_ids")
+        return arange_like(input_ids, 1)
+
+    def _require_length(self, length: Any, what: str) -> None:
+        limit = self.config.max_position_embeddings
+        if not isinstance(length, Dim) and length > limit:
+            raise ValueError(f"Bert: {what} has {length} positions; the model has {limit}")
 
     def pool(self, states: Value) -> Any:
         """Return ``tanh(W x_0 + b)`` of the first token's state: BERT's pooled output."""

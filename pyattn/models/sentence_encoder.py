@@ -9,11 +9,23 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
+from pyattn.attention.varlen import places
 from pyattn.export import Input
 from pyattn.extras import needs
 from pyattn.models.bert import Bert, read_json
 from pyattn.nn import Module
-from pyattn.ops import astype, divide, expand_dims, getitem, maximum, sqrt
+from pyattn.ops import (
+    arange_like,
+    astype,
+    divide,
+    equal,
+    expand_dims,
+    getitem,
+    logical_and,
+    matmul,
+    maximum,
+    sqrt,
+)
 from pyattn.ops import sum as reduce_sum
 from pyattn.tensor import Array, Value
 
@@ -65,14 +77,25 @@ class SentenceEncoder(Module):
         self._tokenizer = tokenizer
 
     def __call__(
-        self, input_ids: Value, attention_mask: Value, token_type_ids: Value | None = None
+        self,
+        input_ids: Value,
+        attention_mask: Value | None = None,
+        token_type_ids: Value | None = None,
+        *,
+        cu_seqlens: Value | None = None,
     ) -> dict[str, Any]:
         """Return ``{"sentence_embedding": (B, hidden_size)}`` for ``(B, S)`` integers.
 
-        A row whose mask is all zero has the embedding 0.
+        A row whose mask is all zero has the embedding 0. Sentences come padded, with an
+        ``attention_mask``, or packed one behind the other, ``(N,)``, with ``cu_seqlens``
+        ``(B + 1,)``, as in :func:`pyattn.varlen_attention`: then nothing is computed for padding.
         """
-        states = self.bert(input_ids, attention_mask, token_type_ids)
-        if self.pooling == "cls":
+        if (attention_mask is None) == (cu_seqlens is None):
+            raise ValueError("SentenceEncoder: expected one of attention_mask and cu_seqlens")
+        states = self.bert(input_ids, attention_mask, token_type_ids, cu_seqlens=cu_seqlens)
+        if cu_seqlens is not None:
+            vectors = self._pool_packed(states, cu_seqlens)
+        elif self.pooling == "cls" or attention_mask is None:
             vectors = getitem(states, (slice(None), 0))
         else:
             real = expand_dims(astype(astype(attention_mask, np.bool_), states.dtype), 2)
@@ -83,30 +106,42 @@ class SentenceEncoder(Module):
             vectors = divide(vectors, sqrt(square))
         return {"sentence_embedding": vectors}
 
+    def _pool_packed(self, states: Value, cu_seqlens: Value) -> Any:
+        """Return ``(B, hidden_size)``: of each sequence the mean, or the first token's state."""
+        sequence, place, _ = places(states, cu_seqlens)
+        own = equal(expand_dims(arange_like(cu_seqlens[1:], 0), 1), expand_dims(sequence, 0))
+        if self.pooling == "cls":
+            own = logical_and(own, expand_dims(equal(place, np.array(0)), 0))
+        share = astype(own, states.dtype)  # (B, N): a product with it is the sum of a sequence
+        return divide(matmul(share, states), maximum(reduce_sum(share, 1, keepdims=True), 1e-9))
+
     def tokenize(self, sentences: Sequence[str]) -> dict[str, Array]:
         """Return ``input_ids`` and ``attention_mask``, int64 ``(B, S)``, padded to the longest."""
         return self._pad([encoding.ids for encoding in self._encodings(sentences)])
+
+    def pack(self, sentences: Sequence[str]) -> dict[str, Array]:
+        """Return ``input_ids`` ``(N,)`` of all sentences and ``cu_seqlens`` ``(B + 1,)``, int64."""
+        return _packed([encoding.ids for encoding in self._encodings(sentences)])
 
     def encode(
         self, sentences: Sequence[str], *, batch_size: int = 32, progress: bool = False
     ) -> Array:
         """Return the embeddings ``(len(sentences), hidden_size)``, float32.
 
-        Sentences of similar length share a batch, so that little padding is computed.
+        The sentences of a batch are packed, so that no padding is computed.
         """
         if batch_size < 1:
             raise ValueError(f"SentenceEncoder: batch_size must be positive; got {batch_size}")
         ids = [encoding.ids for encoding in self._encodings(sentences)]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         result = np.empty((len(ids), self.bert.config.hidden_size), np.float32)
-        batches: Any = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        batches: Any = [slice(i, i + batch_size) for i in range(0, len(ids), batch_size)]
         if progress:
             needs("tqdm", "models")
             from tqdm import tqdm
 
             batches = tqdm(batches, unit="batch")
         for rows in batches:
-            result[rows] = self(**self._pad([ids[row] for row in rows]))["sentence_embedding"]
+            result[rows] = self(**_packed(ids[rows]))["sentence_embedding"]
         return result
 
     def _encodings(self, sentences: Sequence[str]) -> Any:
@@ -125,11 +160,17 @@ class SentenceEncoder(Module):
             mask[i, : len(row)] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
-    def example_inputs(self) -> dict[str, Input]:
-        """Return the inputs to export with: two rows, the second one padded."""
-        dims = ("batch", "sequence")
-        arrays = self.tokenize(["An example of a sentence.", "Another."])
-        return {name: Input(array, dims) for name, array in arrays.items()}
+    def example_inputs(self, *, packed: bool = False) -> dict[str, Input]:
+        """Return the inputs to export with: two sentences, the second one padded, or packed."""
+        sentences = ["An example of a sentence.", "Another."]
+        if packed:
+            given = self.pack(sentences)
+            return {
+                "input_ids": Input(given["input_ids"], ("tokens",)),
+                "cu_seqlens": Input(given["cu_seqlens"], ("offsets",), offsets_of="tokens"),
+            }
+        arrays = self.tokenize(sentences)
+        return {name: Input(array, ("batch", "sequence")) for name, array in arrays.items()}
 
     def companion_files(self) -> dict[str, bytes]:
         """Return the tokenizer as a file, to travel with an exported model."""
@@ -161,6 +202,14 @@ class SentenceEncoder(Module):
             pooling=_read_pooling(base / "1_Pooling" / "config.json"),
             normalize=_read_normalize(base / "modules.json"),
         )
+
+
+def _packed(rows: Sequence[Sequence[int]]) -> dict[str, Array]:
+    lengths = [len(row) for row in rows]
+    return {
+        "input_ids": np.array([token for row in rows for token in row], np.int64),
+        "cu_seqlens": np.cumsum([0, *lengths], dtype=np.int64),
+    }
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

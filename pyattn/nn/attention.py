@@ -7,7 +7,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pyattn.attention import additive_attention, scaled_dot_product_attention
+from pyattn.attention import (
+    additive_attention,
+    scaled_dot_product_attention,
+    varlen_attention,
+)
 from pyattn.nn.layers import Linear
 from pyattn.nn.module import Module, uniform
 from pyattn.ops import expand_dims, multiply, reshape, sqrt, sum, transpose
@@ -58,12 +62,15 @@ class MultiHeadAttention(Module):
                 f"got size {size}, heads {heads}, kv_heads {groups}"
             )
         self.heads, self.kv_heads, self.head_size = heads, groups, size // heads
-        self.query = Linear(size, size, bias=bias, rng=rng)
-        key_size = size if key_size is None else key_size
+        self._add_scoring(size, size if key_size is None else key_size, bias, rng)
         value_size = size if value_size is None else value_size
-        self.key = Linear(key_size, groups * self.head_size, bias=bias, rng=rng)
         self.value = Linear(value_size, groups * self.head_size, bias=bias, rng=rng)
         self.output = Linear(size, size, bias=bias, rng=rng)
+
+    def _add_scoring(self, size: int, key_size: int, bias: bool, rng: Any) -> None:
+        """Draw what the scores are made of."""
+        self.query = Linear(size, size, bias=bias, rng=rng)
+        self.key = Linear(key_size, self.kv_heads * self.head_size, bias=bias, rng=rng)
 
     def __call__(
         self,
@@ -152,13 +159,16 @@ class SelfAttention(MultiHeadAttention):
                 f"SelfAttention: kv_heads must be heads for score {score!r}; got {kv_heads} for "
                 f"{heads}"
             )
-        super().__init__(size, heads, kv_heads=kv_heads, bias=bias, rng=rng)
         self.score: SelfScore = score
+        super().__init__(size, heads, kv_heads=kv_heads, bias=bias, rng=rng)
         if score == "additive":
             self.v: Array = uniform(rng, (size,), self.head_size)
-        elif score == "general":
+
+    def _add_scoring(self, size: int, key_size: int, bias: bool, rng: Any) -> None:
+        if self.score == "general":
             self.query = Linear(size, size, bias=False, rng=rng)
-            del self.key
+        else:
+            super()._add_scoring(size, key_size, bias, rng)
 
     def __call__(  # type: ignore[override]
         self,
@@ -167,12 +177,20 @@ class SelfAttention(MultiHeadAttention):
         *,
         is_causal: bool = False,
         kv_lengths: Value | None = None,
+        cu_seqlens: Value | None = None,
         aux: Sequence[str] = (),
     ) -> Any:
         """Attend within ``x (B, T, size)``; the rest as for :class:`MultiHeadAttention`.
 
         ``aux=("weights",)`` returns the map ``(B, H, T, T)`` too, for one head as for several.
+
+        With ``cu_seqlens`` ``(B + 1,)`` the sequences are packed one behind the other, ``x (N,
+        size)``, as in :func:`pyattn.varlen_attention`: no padding, hence no masks and lengths.
         """
+        if cu_seqlens is not None:
+            if attn_mask is not None or kv_lengths is not None:
+                raise ValueError("SelfAttention: cu_seqlens excludes attn_mask and kv_lengths")
+            return self._packed(x, cu_seqlens, is_causal, aux)
         if self.score == "scaled-dot":
             return super().__call__(
                 x, x, x, attn_mask, is_causal=is_causal, kv_lengths=kv_lengths, aux=aux
@@ -201,6 +219,29 @@ class SelfAttention(MultiHeadAttention):
         )
         joined, *extra = result if isinstance(result, tuple) else (result,)
         return (self.output(joined), *extra) if extra else self.output(joined)
+
+    def _packed(self, x: Value, cu_seqlens: Value, is_causal: bool, aux: Sequence[str]) -> Any:
+        if self.score == "additive":
+            raise ValueError('SelfAttention: cu_seqlens is not for score "additive"')
+        if rank_of("SelfAttention", x) != 2:
+            raise ValueError(f"SelfAttention: x must be (N, size); got shape {x.shape}")
+        general = self.score == "general"
+        key = x if general else self.key(x)
+        query, key, value = (
+            reshape(part, (0, heads, self.head_size))
+            for part, heads in (
+                (self.query(x), self.heads),
+                (key, self.kv_heads),
+                (self.value(x), self.kv_heads),
+            )
+        )
+        result = varlen_attention(
+            query, key, value, cu_seqlens, cu_seqlens, is_causal=is_causal,
+            scale=1.0 if general else None, aux=aux,
+        )  # fmt: skip
+        heads, *extra = result if isinstance(result, tuple) else (result,)
+        joined = self.output(reshape(heads, (0, self.heads * self.head_size)))
+        return (joined, *extra) if extra else joined
 
 
 class AdditiveAttention(Module):

@@ -27,7 +27,7 @@ class Source(NamedTuple):
     states: Any
     """The source states h ``(B, S, source_size)``."""
     projected: Any = None
-    """``U h`` ``(B, S, units)``, where the scores of the cell take it."""
+    """``U h`` ``(B, S, units)``, where the scores of the cell take it, None elsewhere."""
     lengths: Any = None
     """How many source states of each entry are valid, ``(B,)``; None is all."""
 
@@ -239,9 +239,9 @@ class LuongDecoderCell(Module):
         self.cell: Any = kind(input_size + hidden_size, hidden_size, rng=rng)
 
     def prepare(self, states: Value, lengths: Value | None = None) -> Source:
-        """Return the source of states ``(B, S, key_size)``."""
+        """Return the source of states ``(B, S, key_size)``, for score "concat" projected."""
         _require_rank(self, 3, states=states)
-        return Source(states, None, lengths)
+        return Source(states, self.attention.project_key(states), lengths)
 
     def initial_state(self, recurrent: Any) -> LuongState:
         """Return the state from h ``(B, hidden_size)``, or (h, c), of the encoder; u is zero."""
@@ -266,6 +266,7 @@ class LuongDecoderCell(Module):
             self.attention(
                 expand_dims(h, 1),
                 source.states,
+                projected_key=source.projected,
                 kv_lengths=source.lengths,
                 query_start=state.position,
                 aux=names,

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 
 from pyattn.attention import luong_attention
-from pyattn.attention.luong import Alignment, Score
+from pyattn.attention.luong import Alignment, Score, project_key
 from pyattn.nn.layers import Linear
 from pyattn.nn.module import Module, uniform
 from pyattn.ops import concat, tanh
@@ -98,20 +98,30 @@ class LuongAttention(Module):
             self.position_v = uniform(rng, (hidden,), hidden)
         self.output = Linear(key_size + query_size, query_size, bias=False, rng=rng)
 
+    def project_key(self, key: Value) -> Any:
+        """Return what score "concat" makes of every source state: ``(B, S, units)``.
+
+        It is the same at every decoding step, so it is computed once for a source and handed to
+        the calls. None for the other scores, which take the source states as they are.
+        """
+        return project_key(key, self.weight) if self.score == "concat" else None
+
     def __call__(
         self,
         query: Value,
         key: Value,
         attn_mask: Value | None = None,
         *,
+        projected_key: Value | None = None,
         kv_lengths: Value | None = None,
         query_start: int | Value | None = None,
         aux: Sequence[str] = (),
     ) -> Any:
         """Return the attentional vectors ``(B, T, query_size)`` of ``query (B, T, query_size)``.
 
-        ``key (B, S, key_size)`` are the source states. The other arguments, and what ``aux``
-        returns behind the vectors, are those of :func:`pyattn.luong_attention`.
+        ``key (B, S, key_size)`` are the source states. With ``projected_key``, what
+        :meth:`project_key` made of ``key``, it is not made again. The other arguments, and what
+        ``aux`` returns behind the vectors, are those of :func:`pyattn.luong_attention`.
         """
         result = luong_attention(
             query,
@@ -119,6 +129,7 @@ class LuongAttention(Module):
             score=self.score,
             weight=self.weight,
             v=self.v,
+            projected_key=projected_key,
             align=self.align,
             half_width=self.half_width,
             position_weight=self.position_weight,

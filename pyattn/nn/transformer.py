@@ -75,10 +75,13 @@ class TransformerEncoderLayer(Module):
         *,
         is_causal: bool = False,
         kv_lengths: Value | None = None,
+        cu_seqlens: Value | None = None,
         rng: np.random.Generator | None = None,
         aux: Sequence[str] = (),
     ) -> Any:
         """Map ``x (B, T, size)`` to the same shape; masks as in :class:`SelfAttention`.
+
+        With ``cu_seqlens``, ``x (N, size)`` holds packed sequences.
 
         ``rng`` switches dropout on. ``aux`` returns the attention's auxiliary results as well.
         """
@@ -87,6 +90,7 @@ class TransformerEncoderLayer(Module):
             attn_mask,
             is_causal=is_causal,
             kv_lengths=kv_lengths,
+            cu_seqlens=cu_seqlens,
             aux=aux,
         )
         attended, *extra = result if isinstance(result, tuple) else (result,)

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from pyattn import _core
-from pyattn.ops._recurrent import Layer, project, rows_of, spread, states_before, wide
+from pyattn.ops._recurrent import Layer, contiguous, rows_of, spread, states_before, wide
+from pyattn.ops._recurrent_scan import Step, scan
 from pyattn.ops._rules import through_float32
-from pyattn.tensor import Array, Node, Op, Spec
+from pyattn.ops.elementwise import sigmoid, tanh
+from pyattn.ops.linalg import linear
+from pyattn.tensor import Array, Node, Op, Spec, Value
 
 GRU = Layer("gru", 3, ("h0",), "GRU", (1, 0, 2))
 
@@ -34,7 +37,7 @@ def _shape(
     results = (Spec((batch, length, size), x.dtype), Spec((batch, size), x.dtype))
     if not keep:
         return results
-    return (*results, *(Spec((batch, length, n * size), x.dtype) for n in (3, 1)))
+    return (*results, GRU.kept(x, size), Spec((batch, length, size), x.dtype))
 
 
 def _eval(
@@ -50,18 +53,12 @@ def _eval(
     reset_after: bool,
     keep: bool,
 ) -> tuple[Array, ...]:
-    size = weight_hidden.shape[1]
-    biases, inner_bias = [bias_input, bias_hidden], None
-    if reset_after and bias_hidden is not None:
-        # That of U_n h is multiplied by r; the others are added to W x.
-        biases[1] = np.concatenate([bias_hidden[: 2 * size], np.zeros(size, x.dtype)])
-        inner_bias = np.ascontiguousarray(bias_hidden[2 * size :])
-    gates = project(x, weight_input, biases, GRU.valid(x, lengths))
     weight, first, steps = GRU.dense(x, weight_hidden, h0, lengths)
-    output, h_n, inner = _core.gru(
-        gates, weight, inner_bias, first, steps, reverse, reset_after, keep
+    x, w, b, c = contiguous(x, weight_input, bias_input, bias_hidden)
+    output, h_n, gates, inner = _core.gru(
+        x, w, weight, b, c, first, steps, reverse, reset_after, keep
     )
-    return (output, h_n, gates, inner) if keep and inner is not None else (output, h_n)
+    return (output, h_n) if gates is None or inner is None else (output, h_n, gates, inner)
 
 
 def _vjp(
@@ -118,7 +115,36 @@ def _gradients(
     )
 
 
+def _step(node: Node) -> Step:
+    """Return one step of the definition, which reads U and its bias from the node."""
+    weight, bias = node.required(2), node.inputs[4]
+    units: Any = node.outputs[1].shape[1]
+
+    def step(given: Value, h: Value) -> tuple[Any]:
+        if node.params["reset_after"]:
+            inner = linear(h, weight, bias)
+            r, z = gates(given, inner)
+            inner = r * inner[:, 2 * units :]
+        else:
+            first, new = (
+                (weight[rows], None if bias is None else bias[rows])
+                for rows in (slice(2 * units), slice(2 * units, None))
+            )
+            r, z = gates(given, linear(h, *first))
+            inner = linear(r * h, *new)
+        n = tanh(given[:, 2 * units :] + inner)
+        return (n + z * (h - n),)
+
+    def gates(given: Value, inner: Value) -> tuple[Any, Any]:
+        both = sigmoid(given[:, : 2 * units] + inner[:, : 2 * units])
+        return both[:, :units], both[:, units:]
+
+    return step
+
+
 def _onnx(graph: Any, node: Node, *names: str) -> Any:
+    if node.outputs[0].dtype.itemsize == 8:
+        return scan(graph, node, _step(node))
     return GRU.write(graph, node, names, linear_before_reset=int(node.params["reset_after"]))
 
 

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from pyattn import _core
-from pyattn.ops._recurrent import Layer, project, rows_of, spread, states_before, wide
+from pyattn.ops._recurrent import Layer, contiguous, rows_of, spread, states_before, wide
+from pyattn.ops._recurrent_scan import Step, scan
 from pyattn.ops._rules import through_float32
-from pyattn.tensor import Array, Node, Op, Spec
+from pyattn.ops.elementwise import sigmoid, tanh
+from pyattn.ops.linalg import linear
+from pyattn.tensor import Array, Node, Op, Spec, Value
 
 LSTM = Layer("lstm", 4, ("h0", "c0"), "LSTM", (0, 3, 1, 2))
 
@@ -35,7 +38,7 @@ def _shape(
     results = (Spec((batch, length, size), x.dtype), state, state)
     if not keep:
         return results
-    return (*results, *(Spec((batch, length, n * size), x.dtype) for n in (4, 1)))
+    return (*results, LSTM.kept(x, size), Spec((batch, length, size), x.dtype))
 
 
 def _eval(
@@ -51,10 +54,11 @@ def _eval(
     reverse: bool,
     keep: bool,
 ) -> tuple[Array, ...]:
-    gates = project(x, weight_input, (bias_input, bias_hidden), LSTM.valid(x, lengths))
     weight, h, c, steps = LSTM.dense(x, weight_hidden, h0, c0, lengths)
-    output, h_n, c_n, cells = _core.lstm(gates, weight, h, c, steps, reverse, keep)
-    return (output, h_n, c_n) if cells is None else (output, h_n, c_n, gates, cells)
+    x, w, b, d = contiguous(x, weight_input, bias_input, bias_hidden)
+    output, h_n, c_n, gates, cells = _core.lstm(x, w, weight, b, d, h, c, steps, reverse, keep)
+    last = (output, h_n, c_n)
+    return last if gates is None or cells is None else (*last, gates, cells)
 
 
 def _vjp(
@@ -93,7 +97,22 @@ def _gradients(
     )
 
 
+def _step(node: Node) -> Step:
+    """Return one step of the definition, which reads U and its bias from the node."""
+    units: Any = node.outputs[1].shape[1]
+
+    def step(given: Value, h: Value, c: Value) -> tuple[Any, Any]:
+        sums = given + linear(h, node.required(2), node.inputs[4])
+        i, f, g, o = (sums[:, n * units : (n + 1) * units] for n in range(4))
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        return sigmoid(o) * tanh(c), c
+
+    return step
+
+
 def _onnx(graph: Any, node: Node, *names: str) -> Any:
+    if node.outputs[0].dtype.itemsize == 8:
+        return scan(graph, node, _step(node))
     return LSTM.write(graph, node, names)
 
 

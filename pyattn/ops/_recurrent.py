@@ -1,4 +1,4 @@
-"""What GRU and LSTM have in common: checks, the products over all steps at once, the ONNX node."""
+"""What GRU and LSTM have in common: checks, arrays for the kernels, the ONNX node."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pyattn import _core
 from pyattn.ops._rules import join, require_real
 from pyattn.tensor import Array, Dim, Node, Size, Spec, Tensor
 
+_UNITS = 16  # whose gates lie together: kGateUnits of the core
 FLOAT32, INT32 = np.dtype(np.float32), np.dtype(np.int32)
 
 
@@ -29,6 +29,11 @@ class Layer:
     def arguments(self) -> tuple[str, ...]:
         weights = ("weight_input", "weight_hidden", "bias_input", "bias_hidden")
         return ("x", *weights, *self.states, "lengths")
+
+    def kept(self, x: Spec, size: int) -> Spec:
+        """Return what the gates of all steps are kept in, by the kernel's rule."""
+        batch, length, _ = x.shape
+        return Spec((-(-size // _UNITS), length, batch, self.gates * _UNITS), x.dtype)
 
     def check(
         self,
@@ -69,23 +74,28 @@ class Layer:
         return batch, length, size
 
     def valid(self, x: Array, lengths: Array | None) -> Array | None:
-        """Return which steps are read ``(B, T)``; ValueError for a length that x does not have."""
+        """Return which steps are read ``(B, T)``."""
         if lengths is None:
             return None
+        steps: Array = np.arange(x.shape[1]) < lengths[:, None]
+        return steps
+
+    def check_lengths(self, x: Array, lengths: Array) -> None:
+        """Raise ValueError for a length that x does not have."""
         length = x.shape[1]
         if lengths.size and (lengths.min() < 0 or lengths.max() > length):
             raise ValueError(
                 f"{self.name}: lengths must lie in 0..{length}; got "
                 f"{lengths.min()}..{lengths.max()}"
             )
-        steps: Array = np.arange(length) < lengths[:, None]
-        return steps
 
     def dense(
         self, x: Array, weight_hidden: Array, *states_and_lengths: Array | None
     ) -> tuple[Any, ...]:
         """Return weight, states and lengths as the kernel takes them, absent states as zeros."""
         *states, lengths = states_and_lengths
+        if lengths is not None:
+            self.check_lengths(x, lengths)
         zeros = (x.shape[0], weight_hidden.shape[1])
         return (
             np.ascontiguousarray(weight_hidden),
@@ -99,10 +109,6 @@ class Layer:
         ``names`` are x, the two weights, the two biases, the states and the lengths.
         """
         dtype, size = node.outputs[0].dtype, node.outputs[1].shape[1]
-        if dtype.itemsize == 8:
-            raise ValueError(
-                f"export: ONNX Runtime has no {self.onnx} for float64; convert the model to float32"
-            )
         given = dict(zip(self.arguments, names, strict=True))
         for key, tensor in zip(self.arguments, node.inputs, strict=True):
             if tensor is not None and key not in ("x", "lengths", *self.states):
@@ -185,13 +191,9 @@ def spread(rows: Array, valid: Array | None, batch: int, length: int) -> Array:
     return result
 
 
-def project(x: Array, weight: Array, biases: Sequence[Array | None], valid: Array | None) -> Array:
-    """Return ``W x_t + b`` of all steps: one product, in which padding has no part."""
-    given = [bias for bias in biases if bias is not None]
-    bias = sum(given[1:], given[0]) if given else None
-    rows = np.ascontiguousarray(rows_of(x, valid))
-    sums = _core.product(rows, np.ascontiguousarray(weight).T, bias)
-    return spread(sums, valid, *x.shape[:2])
+def contiguous(*arrays: Array | None) -> list[Any]:
+    """Return the arrays as the kernel takes them."""
+    return [None if a is None else np.ascontiguousarray(a) for a in arrays]
 
 
 def states_before(

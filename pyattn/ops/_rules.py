@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pyattn.dtypes import is_floating
 from pyattn.tensor import Array, Dim, Node, Size, Spec
 
 BOOL = np.dtype(np.bool_)
@@ -53,7 +54,7 @@ def same_dtypes(name: str, *specs: Spec) -> np.dtype[Any]:
 
 def require_numbers(name: str, *specs: Spec) -> np.dtype[Any]:
     dtype = same_dtypes(name, *specs)
-    if dtype.kind not in "fiu":
+    if dtype.kind not in "fiu" and not is_floating(dtype):  # the kind of bfloat16 is V
         raise TypeError(f"{join(name, *specs)}; expected numbers")
     return dtype
 

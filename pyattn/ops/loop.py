@@ -85,7 +85,7 @@ def _onnx(graph: Any, node: Node, steps: str, *names: str) -> list[str]:
 _LOOP = Op("loop", _eval, _shape, onnx=_onnx)
 
 
-def loop(step: Step, state: Any, steps: int | Value, *, dim: str = "steps") -> tuple[Any, Any]:
+def loop(step: Step, state: Any, steps: int | Value, *, dim: str | None = None) -> tuple[Any, Any]:
     """Repeat ``state, outputs = step(state)`` and return the last state and all outputs.
 
     Parameters
@@ -100,7 +100,9 @@ def loop(step: Step, state: Any, steps: int | Value, *, dim: str = "steps") -> t
     steps:
         How many steps at most: a positive integer, or an integer array or Tensor of rank 0.
     dim:
-        Names the number of steps in an exported file, where it is known to a run only.
+        Names the number of steps in an exported file, where it is known to a run only. Loops of one
+        name make the same number of steps; by default each has a name of its own: ``steps``,
+        ``steps_1``, ...
 
     Returns
     -------
@@ -189,19 +191,20 @@ def _call(step: Step, state: Any) -> tuple[Any, Any, Any]:
     return after, outputs, done
 
 
-def _trace(step: Step, state: Any, limit: Value, dim: str) -> tuple[Any, Any]:
+def _trace(step: Step, state: Any, limit: Value, dim: str | None) -> tuple[Any, Any]:
     """Record one step, and the loop as one node."""
     initial = _leaves(state)
     specs = [x.spec if isinstance(x, Tensor) else Spec(x.shape, x.dtype) for x in initial]
     symbols = [Tensor.symbolic(spec.shape, spec.dtype) for spec in specs]
     after, outputs, done = _call(step, _filled(state, iter(symbols)))
     known = limit.value if isinstance(limit, Tensor) else limit
+    size = Dim("steps", object()) if dim is None else Dim(dim)
     body = Body(
         tuple(symbols),
         tuple(map(_tensor, _leaves(after))),
         tuple(map(_tensor, _leaves(outputs))),
         _tensor(np.array(True) if done is None else logical_not(done)),
-        int(known) if done is None and known is not None else Dim(dim),
+        int(known) if done is None and known is not None else size,
     )
     results = apply(_LOOP, limit, *initial, *body.outer(), body=body)
     last, stacked = results[: len(initial)], results[len(initial) :]

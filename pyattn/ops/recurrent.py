@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from pyattn import _core
 from pyattn.ops import _gru, _lstm
 from pyattn.ops.shape import expand_dims
 from pyattn.tensor import Tensor, Value, apply, rank_of
@@ -71,7 +75,8 @@ def gru(
     Notes
     -----
     Memory is linear in T: for a gradient the gates of all steps are kept, ``(B, T, 4H)``. In ONNX
-    this is the operator ``GRU`` in float32; float64, for which ONNX Runtime has none, is refused.
+    this is the operator ``GRU`` in float32; in float64, for which ONNX Runtime has none, a ``Scan``
+    over the operators of a step.
 
     References
     ----------
@@ -156,8 +161,8 @@ def lstm(
     Notes
     -----
     There are no peepholes. Memory is linear in T: for a gradient the gates and c of all steps are
-    kept, ``(B, T, 5H)``. In ONNX this is the operator ``LSTM`` in float32; float64, for which ONNX
-    Runtime has none, is refused.
+    kept, ``(B, T, 5H)``. In ONNX this is the operator ``LSTM`` in float32; in float64, for which
+    ONNX Runtime has none, a ``Scan`` over the operators of a step.
 
     References
     ----------
@@ -193,10 +198,12 @@ def gru_cell(
 
     ``x`` is ``(B, I)``; the other arguments are those of :func:`gru`.
     """
+    weights = weight_input, weight_hidden, bias_input, bias_hidden
+    found = _common(_core.gru, x, *weights, h, None, False, bool(reset_after))
+    if found is not None:
+        return found[1]
     step = _step("gru_cell", x)
-    return gru(
-        step, weight_input, weight_hidden, bias_input, bias_hidden, h, reset_after=reset_after
-    )[1]
+    return gru(step, *weights, h, reset_after=reset_after)[1]
 
 
 def lstm_cell(
@@ -212,8 +219,25 @@ def lstm_cell(
 
     ``x`` is ``(B, I)``; the other arguments are those of :func:`lstm`.
     """
+    weights = weight_input, weight_hidden, bias_input, bias_hidden
+    found = _common(_core.lstm, x, *weights, h, c, None, False)
+    if found is not None:
+        return found[1], found[2]
     step = _step("lstm_cell", x)
-    return lstm(step, weight_input, weight_hidden, bias_input, bias_hidden, h, c)[1:]
+    return lstm(step, *weights, h, c)[1:]
+
+
+def _common(kernel: Callable[..., Any], x: Any, *given: Any) -> Any:
+    """Return what the kernel makes of one step on dense arrays; None where something does not fit.
+
+    The checks of an operation take longer than such a step; where it fails, they say why.
+    """
+    if type(x) is not np.ndarray:
+        return None
+    try:
+        return kernel(x[:, None], *given, False)
+    except (TypeError, ValueError, IndexError):
+        return None
 
 
 def _step(name: str, x: Value) -> Any:

@@ -159,7 +159,7 @@ def _getitem_shape(x: Spec, *, index: tuple[Any, ...]) -> Spec:
         if isinstance(item, slice):
             if isinstance(size, Dim):
                 whole = item.start in (None, 0) and item.stop is None
-                sizes.append(size if whole else Dim(f"{size}[{item.start}:{item.stop}]"))
+                sizes.append(size if whole else size.derived(f"{size}[{item.start}:{item.stop}]"))
             else:
                 sizes.append(len(range(*item.indices(size))))
         elif not isinstance(size, Dim) and not -size <= item < size:
@@ -168,6 +168,8 @@ def _getitem_shape(x: Spec, *, index: tuple[Any, ...]) -> Spec:
 
 
 def _getitem_vjp(node: Node, g: tuple[Array], x: tuple[Array], _: tuple[Array]) -> tuple[Array]:
+    if g[0].size == x[0].size:  # all of it, in order: slices have step 1
+        return (g[0].reshape(x[0].shape),)
     gradient = np.zeros_like(x[0])
     gradient[node.params["index"]] = g[0]
     return (gradient,)
@@ -234,6 +236,8 @@ def pad(x: Value, count: int) -> Any:
 
 def stack(values: Sequence[Value], axis: int) -> Any:
     """Return the values joined along a new axis, at ``axis`` of the result."""
+    if len(values) == 1:
+        return expand_dims(values[0], axis)
     return concat([expand_dims(value, axis) for value in values], axis)
 
 

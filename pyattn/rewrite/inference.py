@@ -47,7 +47,7 @@ def _ask_runtime(proto: onnx.ModelProto, model: ir.Model, folder: str) -> bool:
     # An output without a type gets the one that ONNX Runtime infers.
     probe.graph.output.extend(onnx.ValueInfoProto(name=x) for x in values if x not in outputs)
     try:
-        found = session(probe, folder=folder).get_outputs()
+        found = session(probe, accelerate=False, folder=folder).get_outputs()
     except Exception:  # noqa: BLE001 -- its errors have no common class; then nothing more is known
         return False
     names = {d.dim_param for x in proto.graph.input for d in x.type.tensor_type.shape.dim}

@@ -23,6 +23,24 @@ TEST(every_variant_double) { compare_random<double>(false, 1e-13, 40); }
 TEST(every_additive_variant_float) { compare_random<float>(true, 5e-5, 80); }
 TEST(every_additive_variant_double) { compare_random<double>(true, 1e-13, 40); }
 
+// Additive attention of up to kFewQueries queries has a kernel of its own, with narrower tiles.
+template <class T>
+void compare_few(double tolerance) {
+  for_each_isa([&](const std::string& isa) {
+    std::mt19937 random(4);
+    for (int round = 0; round < 60; ++round) {
+      Sizes sizes = random_sizes(true, random);
+      sizes.rows = 1 + round % (kFewQueries + 1);
+      check::context = isa + " " + sizes.text() + " round " + std::to_string(round);
+      GradientProblem<T> problem(sizes, random_variant(true, random), random);
+      compare(problem, tolerance);
+    }
+  });
+}
+
+TEST(few_queries_float) { compare_few<float>(5e-5); }
+TEST(few_queries_double) { compare_few<double>(1e-13); }
+
 // Several segments of rows and several chunks of keys.
 TEST(long_sequences) {
   for_each_isa([](const std::string& isa) {
@@ -134,7 +152,7 @@ TEST(what_is_masked_reaches_no_gradient) {
     for (const Variant& variant : variants) {
       for (const Place place : {Place::key, Place::value, Place::query, Place::grad_out}) {
         for (const float poison : {kNan, kInf}) {
-          for (const std::int64_t rows : {2, 70}) {
+          for (const std::int64_t rows : {1, 2, 70}) {
             check::context = isa + " place " + std::to_string(static_cast<int>(place)) + " mask " +
                              std::to_string(static_cast<int>(variant.mask)) + " rows " +
                              std::to_string(rows);
@@ -164,14 +182,14 @@ std::vector<float> turn(View<const float, 4>& view) {
   return copy;
 }
 
-void check_strides(bool additive) {
+void check_strides(bool additive, std::int64_t rows) {
   for_each_isa([&](const std::string& isa) {
     check::context = isa;
     std::mt19937 random(6);
     const Sizes sizes{.batch = 2,
                       .heads = 4,
                       .groups = additive ? 4 : 2,
-                      .rows = 37,
+                      .rows = rows,
                       .keys = 67,
                       .depth = 19,
                       .columns = 21};
@@ -188,17 +206,19 @@ void check_strides(bool additive) {
   });
 }
 
-TEST(strides) { check_strides(false); }
-TEST(strides_additive) { check_strides(true); }
+TEST(strides) { check_strides(false, 37); }
+TEST(strides_additive) {
+  for (const std::int64_t rows : {1, 2, 37}) check_strides(true, rows);
+}
 
-void check_bits(bool additive) {
+void check_bits(bool additive, std::int64_t rows) {
   for_each_isa([&](const std::string& isa) {
     check::context = isa;
     std::mt19937 random(7);
     const Sizes sizes{.batch = 4,
                       .heads = 4,
                       .groups = additive ? 4 : 2,
-                      .rows = additive ? 201 : 1030,
+                      .rows = rows,
                       .keys = additive ? 301 : 601,
                       .depth = 20,
                       .columns = 13};
@@ -239,8 +259,10 @@ void check_bits(bool additive) {
   set_threads(2);
 }
 
-TEST(the_same_bits_for_any_threads_and_any_batch) { check_bits(false); }
-TEST(the_same_bits_for_any_threads_and_any_batch_additive) { check_bits(true); }
+TEST(the_same_bits_for_any_threads_and_any_batch) { check_bits(false, 1030); }
+TEST(the_same_bits_for_any_threads_and_any_batch_additive) {
+  for (const std::int64_t rows : {1, 2, 201}) check_bits(true, rows);
+}
 
 // Sequences of different lengths, one behind the other: each has the gradients that it has alone.
 TEST(packed_sequences) {
@@ -311,11 +333,11 @@ TEST(packed_sequences) {
 }
 
 // Leaving a gradient out changes no bit of the others.
-void check_wanted(bool additive) {
+void check_wanted(bool additive, std::int64_t rows) {
   for_each_isa([&](const std::string& isa) {
     check::context = isa;
     std::mt19937 random(9);
-    const Sizes sizes{.rows = 70, .keys = 90, .depth = 16, .columns = 24};
+    const Sizes sizes{.rows = rows, .keys = 90, .depth = 16, .columns = 24};
     GradientProblem<float> problem(sizes, {.additive = additive, .right = 20}, random);
     const Gradients<float> all = problem.run();
     const AttentionKernels<float>& kernel = attention_kernels_of<float>(kernels());
@@ -323,7 +345,7 @@ void check_wanted(bool additive) {
     for (int wanted = 1; wanted < (additive ? 16 : 8); ++wanted) {
       BackwardParams<float> params = problem.backward();
       Gradients<float> got;
-      if (wanted & 1) params.grad_query = dense_output(got.query, 1, 1, 70, 16);
+      if (wanted & 1) params.grad_query = dense_output(got.query, 1, 1, rows, 16);
       if (wanted & 2) params.grad_key = dense_output(got.key, 1, 1, 90, 16);
       if (wanted & 4) params.grad_value = dense_output(got.value, 1, 1, 90, 24);
       got.v.resize(16);
@@ -337,8 +359,10 @@ void check_wanted(bool additive) {
   });
 }
 
-TEST(only_what_is_wanted) { check_wanted(false); }
-TEST(only_what_is_wanted_additive) { check_wanted(true); }
+TEST(only_what_is_wanted) { check_wanted(false, 70); }
+TEST(only_what_is_wanted_additive) {
+  for (const std::int64_t rows : {1, 2, 70}) check_wanted(true, rows);
+}
 
 }  // namespace
 }  // namespace pyattn::testing

@@ -17,24 +17,28 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// (B, T, D) with a gap behind every number, and NaN in the gaps.
+// (B, T, D), its numbers `step` apart, and NaN in the gaps.
 struct Array {
   std::int64_t shape[3];
+  std::int64_t step;
   std::vector<double> data;
 
-  Array(std::int64_t b, std::int64_t n, std::int64_t d, unsigned seed) : shape{b, n, d} {
+  Array(std::int64_t b, std::int64_t n, std::int64_t d, std::int64_t apart, unsigned seed)
+      : shape{b, n, d}, step(apart) {
     std::mt19937 random(seed);
     std::normal_distribution<double> normal;
-    data.assign(static_cast<std::size_t>(2 * b * n * d), kNan);
-    for (std::size_t i = 0; i < data.size(); i += 2) data[i] = normal(random);
+    data.assign(static_cast<std::size_t>(step * b * n * d), kNan);
+    for (std::size_t i = 0; i < data.size(); i += static_cast<std::size_t>(step)) {
+      data[i] = normal(random);
+    }
   }
   double& at(std::int64_t b, std::int64_t n, std::int64_t d) {
-    return data[static_cast<std::size_t>(2 * ((b * shape[1] + n) * shape[2] + d))];
+    return data[static_cast<std::size_t>(step * ((b * shape[1] + n) * shape[2] + d))];
   }
   View<const double, 3> view() const {
     return {.data = data.data(),
             .shape = {shape[0], shape[1], shape[2]},
-            .stride = {2 * shape[1] * shape[2], 2 * shape[2], 2}};
+            .stride = {step * shape[1] * shape[2], step * shape[2], step}};
   }
 };
 
@@ -67,9 +71,10 @@ struct Problem {
   std::int64_t half_width;
   bool direction;
   bool renormalize;
-  Array query{batch, rows, depth, 1};
-  Array key{batch, keys, depth, 2};
-  Array value{batch, keys, columns, 3};
+  bool plain = false;  // without a mask and gaps
+  Array query{batch, rows, depth, plain ? 1 : 2, 1};
+  Array key{batch, keys, depth, plain ? 1 : 2, 2};
+  Array value{batch, keys, columns, plain ? 1 : 2, 3};
   std::vector<double> centre = std::vector<double>(static_cast<std::size_t>(batch * rows));
   std::vector<double> v = std::vector<double>(static_cast<std::size_t>(depth + 1), 0.5);
   std::vector<std::uint8_t> mask = std::vector<std::uint8_t>(static_cast<std::size_t>(keys), 1);
@@ -98,13 +103,15 @@ struct Problem {
         .renormalize = renormalize,
         .v = direction ? v.data() : nullptr,
     };
+    if (plain) return p;
     p.mask = {.kind = MaskKind::boolean, .data = mask.data(), .stride = {0, 0, 0, 1}};
     return p;
   }
 
   bool allowed(std::int64_t b, std::int64_t t, std::int64_t s) const {
     const double p = centre[static_cast<std::size_t>(b * rows + t)];
-    return s < lengths[static_cast<std::size_t>(b)] && mask[static_cast<std::size_t>(s)] != 0 &&
+    return s < lengths[static_cast<std::size_t>(b)] &&
+           (plain || mask[static_cast<std::size_t>(s)] != 0) &&
            std::abs(static_cast<double>(s) - p) <= static_cast<double>(half_width);
   }
 
@@ -141,9 +148,9 @@ struct Problem {
     return w;
   }
 
-  // sum (out * 0.3 + lse * 0.7), whose gradient is asked for below.
-  double loss() {
-    double sum = 0;
+  // sum (out * 0.3 + lse * 0.7), whose gradient is asked for below; differences show its rounding.
+  long double loss() {
+    long double sum = 0;
     for (std::int64_t b = 0; b < batch; ++b) {
       for (std::int64_t t = 0; t < rows; ++t) {
         const std::vector<double> w = weights(b, t);
@@ -232,11 +239,11 @@ double difference(Problem& problem, double& x) {
   const double before = x;
   const double step = 1e-6;
   x = before + step;
-  const double above = problem.loss();
+  const long double above = problem.loss();
   x = before - step;
-  const double below = problem.loss();
+  const long double below = problem.loss();
   x = before;
-  return (above - below) / (2 * step);
+  return static_cast<double>(above - below) / (2 * step);
 }
 
 bool close(double found, double estimate) {
@@ -270,7 +277,7 @@ template <class Body>
 void for_each_problem(Body&& body) {
   for (const std::string& isa : available_isas()) {
     set_isa(isa);
-    for (int kind = 0; kind < 4; ++kind) {
+    for (int kind = 0; kind < 8; ++kind) {
       for (const std::int64_t size : {1, 5, 16, 23}) {
         check::context = isa + ", kind " + std::to_string(kind) + ", size " + std::to_string(size);
         Problem problem{.rows = size,
@@ -279,7 +286,8 @@ void for_each_problem(Body&& body) {
                         .columns = 2 * size - 1,
                         .half_width = size / 2 + 1,
                         .direction = kind % 2 != 0,
-                        .renormalize = kind / 2 != 0};
+                        .renormalize = kind / 2 % 2 != 0,
+                        .plain = kind / 4 != 0};
         problem.draw();
         body(problem);
       }
@@ -288,6 +296,59 @@ void for_each_problem(Body&& body) {
 }
 
 TEST(the_paper_s_formula) { for_each_problem(check_forward); }
+
+// Rows of a task that copy their keys, and others that are too far apart, of any number.
+TEST(rows_near_each_other_and_far_apart) {
+  for (const std::string& isa : available_isas()) {
+    set_isa(isa);
+    for (const std::int64_t rows : {31, 32, 33, 67}) {
+      for (const std::int64_t keys : {1, 4, 60, 63, 66, 900}) {
+        for (const bool plain : {false, true}) {
+          check::context = isa + ", rows " + std::to_string(rows) + ", keys " +
+                           std::to_string(keys) + (plain ? ", plain" : "");
+          Problem problem{.rows = rows,
+                          .keys = keys,
+                          .depth = 19,
+                          .columns = 70,
+                          .half_width = 4,
+                          .direction = false,
+                          .renormalize = false,
+                          .plain = plain};
+          problem.draw();
+          check_forward(problem);
+        }
+      }
+    }
+  }
+}
+
+TEST(keys_between_the_windows_do_not_count) {
+  for (const std::string& isa : available_isas()) {
+    set_isa(isa);
+    check::context = isa;
+    Problem problem{.rows = 32,
+                    .keys = 40,
+                    .depth = 17,
+                    .columns = 5,
+                    .half_width = 2,
+                    .direction = false,
+                    .renormalize = false,
+                    .plain = true};
+    problem.lengths = {40, 40};
+    for (std::size_t i = 0; i < problem.centre.size(); ++i) problem.centre[i] = i % 2 ? 5.5 : 30;
+    for (std::int64_t b = 0; b < 2; ++b) {
+      for (std::int64_t s = 8; s < 28; ++s) {
+        for (std::int64_t d = 0; d < 17; ++d) problem.key.at(b, s, d) = kNan;
+        for (std::int64_t e = 0; e < 5; ++e) problem.value.at(b, s, e) = HUGE_VAL;
+      }
+    }
+    Result out(2, 32, 5);
+    LocalParams<double> p = problem.params();
+    p.out = out.view;
+    run_local(p);
+    for (const double x : out.data) CHECK(std::isfinite(x));
+  }
+}
 
 TEST(gradients_are_those_of_differences) { for_each_problem(check_gradients); }
 

@@ -1,6 +1,7 @@
 // The thread pool: every task once, from many callers, and after a fork.
 #include "core/parallel.h"
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <stdexcept>
@@ -47,6 +48,33 @@ TEST(every_task_runs_once) {
       }
     }
   }
+}
+
+// Threads of somebody else's: `begun` of the lanes run, on threads of their own, the rest never do.
+struct Lender {
+  int begun;
+
+  static void run(void* owner, int lanes, Executor::Lane lane, void* context) noexcept {
+    const int begun = std::min(lanes, static_cast<Lender*>(owner)->begun);
+    std::vector<std::thread> running;
+    for (int i = 0; i < begun; ++i) running.emplace_back([=] { lane(context, lanes - 1 - i); });
+    for (std::thread& thread : running) thread.join();
+  }
+};
+
+TEST(an_executor_lends_its_threads) {
+  set_threads(1);
+  for (const int begun : {0, 1, 3}) {
+    Lender lender{begun};
+    const Executor executor{.run = Lender::run, .owner = &lender, .lanes = 3};
+    const ExecutorScope scope(executor);
+    CHECK(threads() == 3);
+    for (const std::int64_t tasks : {0, 1, 5, 1000}) CHECK(every_task_once(tasks, 2));
+    std::atomic<int> other{0};
+    std::thread([&] { other = threads(); }).join();
+    CHECK(other == 1);  // it is this thread's only
+  }
+  CHECK(threads() == 1);
 }
 
 TEST(many_loops_in_a_row) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -123,6 +124,23 @@ TEST(transposition) {
     f.transpose(square.data());
     for (std::size_t i = 0; i < square.size(); ++i) {
       CHECK(square[i] == static_cast<T>(i % n * n + i / n));
+    }
+  });
+}
+
+// Whole numbers, whose sums are exact in any order.
+TEST(sums_and_maxima_of_lanes) {
+  for_each_vec([]<class T>(const VecFunctions<T>& f) {
+    const auto n = static_cast<std::size_t>(f.lanes);
+    std::vector<T> square(n * n);
+    for (std::size_t i = 0; i < square.size(); ++i) square[i] = static_cast<T>((i * 37 + 5) % 101);
+    std::vector<T> sums(n);
+    f.sum_each(square.data(), sums.data());
+    for (std::size_t i = 0; i < n; ++i) {
+      const T* row = square.data() + i * n;
+      CHECK(sums[i] == std::accumulate(row, row + n, T(0)));
+      CHECK(f.sum_lanes(row) == sums[i]);
+      CHECK(f.max_lanes(row) == *std::max_element(row, row + n));
     }
   });
 }

@@ -57,6 +57,14 @@ constexpr testing::VecFunctions<T> vec_functions() {
             V::transpose(rows);
             for (int i = 0; i < V::kLanes; ++i) rows[i].store(square + i * V::kLanes);
           },
+      .sum_each =
+          [](const T* square, T* sums) {
+            V rows[V::kLanes];
+            for (int i = 0; i < V::kLanes; ++i) rows[i] = V::load(square + i * V::kLanes);
+            pyattn::sum_each(rows).store(sums);
+          },
+      .sum_lanes = [](const T* a) -> T { return pyattn::sum_lanes(V::load(a)); },
+      .max_lanes = [](const T* a) -> T { return pyattn::max_lanes(V::load(a)); },
   };
 }
 

@@ -25,6 +25,9 @@ struct VecFunctions {
   std::uint64_t (*mask_bits)(std::uint64_t bits);
   void (*select)(std::uint64_t bits, const T* yes, const T* no, T* output);
   void (*transpose)(T* square);
+  void (*sum_each)(const T* square, T* sums);
+  T (*sum_lanes)(const T* a);
+  T (*max_lanes)(const T* a);
 };
 
 // Conversions of `count` numbers.

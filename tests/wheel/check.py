@@ -23,6 +23,8 @@ def check_files(wheel: Path) -> None:
     files = {str(path) for path in distribution("pyattn").files or ()}
     wanted = {"pyattn/py.typed", "pyattn/_core.pyi", "pyattn/__init__.py"}
     assert wanted | {"pyattn_serving/cli.py"} <= files, wanted - files
+    assert str(pa.ort.custom_ops_library().name) in {Path(name).name for name in files}
+    assert pa.ort.has_kernel("ScaledDotProductAttentionCausal")
     strangers = {name.split("/")[0] for name in files} - {"pyattn", "pyattn_serving", "..", "bin"}
     assert all(name.endswith(".dist-info") for name in strangers), strangers
     assert "site-packages" in str(pa.__file__), pa.__file__

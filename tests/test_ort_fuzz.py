@@ -1,0 +1,186 @@
+"""Any operator on any shapes: an answer or an error, and nothing else.
+
+`make sanitize` runs this file with the library built for the address sanitizer.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from pyattn import ort
+from pyattn.ort import has_kernel, session
+
+FLOAT, BOOL, INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
+
+# What onnxruntime raises; each kind of status has a class of its own.
+ERRORS = tuple(
+    getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
+    for name in ("Fail", "InvalidArgument", "RuntimeException", "InvalidGraph")
+)
+
+SDPA = ["query", "key", "value", "attn_mask", "kv_lengths", "query_start", "alibi_slopes", "sinks"]
+ADDITIVE = ["query", "key", "value", "v", "attn_mask", "kv_lengths", "query_start"]
+VARLEN = ["query", "key", "value", "cu_seqlens_q", "cu_seqlens_k", "alibi_slopes", "sinks"]
+LOCAL = ["query", "key", "value", "centre", "v", "attn_mask", "kv_lengths"]
+INPUTS = {
+    "ScaledDotProductAttention": SDPA,
+    "AdditiveAttention": ADDITIVE,
+    "VarlenAttention": VARLEN,
+    "LuongLocal": LOCAL,
+}
+INTEGERS = {"kv_lengths", "query_start", "cu_seqlens_q", "cu_seqlens_k"}
+WORDS = {
+    "kv_lengths": "Lengths",
+    "query_start": "Starts",
+    "alibi_slopes": "Alibi",
+    "sinks": "Sinks",
+}
+RESULTS = {
+    "ScaledDotProductAttention": [
+        "Weights",
+        "Lse",
+        "Max",
+        "Entropy",
+        "ColumnMass",
+        "Scores",
+        "BiasedScores",
+    ],
+    "AdditiveAttention": ["Weights", "Lse", "Max", "Entropy", "Scores", "BiasedScores"],
+    "VarlenAttention": ["Lse"],
+    "LuongLocal": ["Weights", "Lse", "WindowWeights"],
+}
+
+
+@st.composite
+def operators(draw: Any) -> tuple[str, list[str], int]:
+    """A name, its inputs ("" where one is left out) and the number of its results."""
+    mechanism = draw(st.sampled_from(sorted(INPUTS)))
+    local, varlen = mechanism == "LuongLocal", mechanism == "VarlenAttention"
+    present = {name: draw(st.booleans()) for name in INPUTS[mechanism][3:]}
+    for name in ("centre", "cu_seqlens_q", "cu_seqlens_k"):
+        present[name] = True
+    present["v"] = present.get("v", False) or mechanism == "AdditiveAttention"
+    mask = draw(st.sampled_from(["BoolMask", "FloatMask"])) if present.get("attn_mask") else ""
+    words = [mechanism]
+    if local:
+        words += ["Concat" * present["v"], f"Within{draw(st.integers(1, 9))}"]
+        words += [draw(st.sampled_from(["", "Renormalized"])), mask, "MaskTS" * bool(mask)]
+        words += ["Lengths" * present["kv_lengths"]]
+    else:
+        words += [mask, *(WORDS[n] * present.get(n, False) for n in ("kv_lengths",))]
+        window = st.sampled_from(["", "Causal", "Window0To3", "Window2ToAny", "WindowAnyTo1"])
+        words += [draw(window), *(WORDS[n] * present.get(n, False) for n in ("query_start",))]
+        if not present.get("query_start") and not varlen:
+            words.append(draw(st.sampled_from(["", "From3", "FromMinus2", "From1099511627776"])))
+        words.append(draw(st.sampled_from(["", "Softcap2p5", "Softcap1eMinus05"])))
+        words += [WORDS[n] * present.get(n, False) for n in ("alibi_slopes", "sinks")]
+    results = draw(st.lists(st.sampled_from(RESULTS[mechanism]), unique=True, max_size=4))
+    inputs = [name if present.get(name, True) else "" for name in INPUTS[mechanism]]
+    while not inputs[-1]:
+        inputs.pop()
+    return "".join(words + results), inputs, 1 + len(results)
+
+
+def right_shape(mechanism: str, name: str, n: dict[str, int]) -> tuple[int, ...]:
+    B, H, G, T, S, D, E = (n[x] for x in "BHGTSDE")
+    if mechanism == "VarlenAttention":
+        shapes = {"query": (T, H, D), "key": (S, G, D), "value": (S, G, E)}
+    elif mechanism == "LuongLocal":
+        shapes = {"query": (B, T, D), "key": (B, S, D), "value": (B, S, E), "v": (D,)}
+    else:
+        shapes = {"query": (B, H, T, D), "key": (B, G, S, D), "value": (B, G, S, E), "v": (H, D)}
+    return (
+        shapes.get(name)
+        or {
+            "attn_mask": (T, S),
+            "centre": (B, T),
+            "kv_lengths": (B,),
+            "query_start": (B,),
+            "alibi_slopes": (H,),
+            "sinks": (H,),
+            "cu_seqlens_q": (B + 1,),
+            "cu_seqlens_k": (B + 1,),
+        }[name]
+    )
+
+
+@st.composite
+def feeds(draw: Any, operator: tuple[str, list[str], int]) -> dict[str, Any]:
+    """Arrays most of which fit each other, with any numbers."""
+    name, inputs, _ = operator
+    mechanism = next(m for m in INPUTS if name.startswith(m))
+    sizes = {x: draw(st.integers(0, 70 if x in "TS" else 5)) for x in "BHTSDE"}
+    sizes["G"] = sizes["H"] if mechanism == "AdditiveAttention" or draw(st.booleans()) else 1
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    feed = {}
+    for label in filter(None, inputs):
+        shape = right_shape(mechanism, label, sizes)
+        if draw(st.integers(0, 39)) == 0:
+            shape = tuple(draw(st.lists(st.integers(0, 4), max_size=5)))
+        if label in INTEGERS:
+            wild = draw(st.integers(0, 9)) == 0
+            array: Any = np.asarray(rng.integers(-wild, 2**62 if wild else sizes["S"] + 1, shape))
+            if label.startswith("cu") and array.ndim == 1 and array.size and not wild:
+                total = sizes["T" if label.endswith("q") else "S"]
+                array = np.sort(rng.integers(0, total + 1, shape))
+                array[0], array[-1] = 0, total
+        elif label == "attn_mask" and "BoolMask" in name:
+            array = np.asarray(rng.random(shape) < 0.5)
+        else:
+            array = np.asarray(rng.standard_normal(shape) * 4, np.float32)
+            if array.size and draw(st.integers(0, 4)) == 0:
+                array.flat[0] = draw(st.sampled_from([np.nan, np.inf, -np.inf, 1e38]))
+        feed[label] = array
+    return feed
+
+
+@pytest.fixture(autouse=True)
+def library(monkeypatch: Any) -> None:
+    """Take the library that the environment names: one with a sanitizer."""
+    if path := os.environ.get("PYATTN_TEST_ORT_LIBRARY"):
+        monkeypatch.setattr(ort, "custom_ops_library", lambda: path)
+        monkeypatch.setattr(ort, "_library", functools.cache(ort._library.__wrapped__))
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), scale=st.sampled_from([0.5, -1.0, 0.0, 3e38, float("nan")]))
+def test_an_answer_or_an_error(data: Any, scale: float) -> None:
+    operator = data.draw(operators())
+    name, inputs, results = operator
+    assert has_kernel(name), name
+    feed = data.draw(feeds(operator))
+    types = {label: INT64 if label in INTEGERS else FLOAT for label in feed}
+    if "BoolMask" in name:
+        types["attn_mask"] = BOOL
+    has_scale = name.startswith(("Scaled", "Varlen"))
+    outputs = [f"result_{i}" for i in range(results)]
+    node = helper.make_node(
+        name, inputs, outputs, domain="pyattn", **({"scale": scale} if has_scale else {})
+    )
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info(label, types[label], None) for label in feed],
+        [helper.make_tensor_value_info(label, FLOAT, None) for label in outputs],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("pyattn", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    try:
+        found = session(model, threads=2).run(None, feed)
+    except ERRORS as error:
+        event("error")
+        message = str(error)
+    else:
+        event("answer")
+        message = name
+        assert len(found) == results
+    assert name in message
