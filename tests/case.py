@@ -26,7 +26,8 @@ class In:
     ``kind``: "float", "weight" (floats of rows whose squares sum to about 1), "positive", "slight"
     (within 0.02 of 0), "spaced" (no two alike, none near 0), "bool", "bias" (floats, some -inf),
     "slopes" (small, without a gradient), "starts" (positions, some negative), "offsets" (rising
-    from 0 to the size that ``total`` names), or an upper bound, a number or a name, for integers.
+    from 0 to the size that ``total`` names), "pages" (int32 below ``total``), or an upper bound, a
+    number or a name, for integers.
     """
 
     shape: tuple[str | int, ...]
@@ -48,6 +49,8 @@ class In:
             return (rng.random(shape) / 4).astype(dtype)
         if self.kind == "starts":
             return rng.integers(-3, 7, shape)
+        if self.kind == "pages":
+            return rng.integers(0, int(self.total), shape, dtype=np.int32)
         if self.kind == "offsets":
             inner = np.sort(rng.integers(0, sizes[self.total] + 1, shape[0] - 2))
             return np.concatenate([[0], inner, [sizes[self.total]]])

@@ -15,7 +15,7 @@ import numpy as np
 from pyattn import ops
 from tests import reference, reference_decoder, reference_layers
 from tests.case import Case, In
-from tests.cases_attention import ADDITIVE, SDPA, VARLEN
+from tests.cases_attention import ADDITIVE, PAGED, SDPA, VARLEN
 from tests.cases_luong import LUONG
 from tests.cases_recurrent import RECURRENT
 
@@ -359,6 +359,17 @@ def _loop(name: str, ran: int, **options: Any) -> Case:
 
 LOOPS = [_loop("steps", 3, steps=3, stops=False), _loop("done", 4, steps=9, stops=True)]
 
-CASES = [*ELEMENTWISE, *MOVING, *LAYERS, *LOOPS, *SDPA, *VARLEN, *ADDITIVE, *LUONG, *RECURRENT]
+CASES = [
+    *ELEMENTWISE,
+    *MOVING,
+    *LAYERS,
+    *LOOPS,
+    *SDPA,
+    *VARLEN,
+    *PAGED,
+    *ADDITIVE,
+    *LUONG,
+    *RECURRENT,
+]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES)

@@ -204,6 +204,45 @@ VARLEN = [
 ]
 
 
+def _paged(name: str, more: Mapping[str, In] | None = None, **options: Any) -> Case:
+    """A case of 7 pages of 5 keys, of which an entry has up to 4; none of a page is out of use."""
+    inputs = {
+        "query": In(("B", 4, "T", 16)),
+        "key_pages": In((7, 2, 5, 16)),
+        "value_pages": In((7, 2, 5, 9)),
+        "block_table": In(("B", 4), "pages", "7"),
+        "kv_lengths": In(("B",), 20),
+    } | dict(more or {})
+
+    def by(attend: Any, arrays: Any) -> Any:
+        given = dict(arrays)
+        table, lengths = given.pop("block_table"), given["kv_lengths"]
+        for name in ("key", "value"):
+            pages = given.pop(f"{name}_pages")[table]  # (B, 4, G, page, D)
+            given[name] = pages.swapaxes(1, 2).reshape(len(table), 2, 20, -1)
+        if options.get("is_causal") != "top_left":
+            given["query_start"] = lengths - given["query"].shape[2]
+        rest = {"scale": None, **options, "is_causal": bool(options.get("is_causal", True))}
+        return attend(**given, **rest)["out"]
+
+    return Case(
+        f"paged/{name}",
+        "paged",
+        inputs,
+        lambda **arrays: pa.paged_attention(**arrays, **options),
+        lambda **arrays: by(sdpa_outputs, arrays),
+        lambda **arrays: by(naive_outputs, arrays),
+    )
+
+
+PAGED = [
+    _paged("plain"),
+    _paged("top-left", is_causal="top_left"),
+    _paged("not-causal", is_causal=False, scale=-0.3),
+    _paged("everything", PACKED_SINKS, window=(6, 0), softcap=2.0),
+]
+
+
 ADDED = {
     "query": In(("B", "T", 12)),
     "key": In(("B", "S", 12)),

@@ -19,7 +19,8 @@ from onnx import TensorProto, helper
 from pyattn import ort
 from pyattn.ort import has_kernel, session
 
-FLOAT, BOOL, INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
+FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
+INT32, INT64 = TensorProto.INT32, TensorProto.INT64
 
 # What onnxruntime raises; each kind of status has a class of its own.
 ERRORS = tuple(
@@ -30,16 +31,17 @@ ERRORS = tuple(
 SDPA = ["query", "key", "value", "attn_mask", "kv_lengths", "query_start", "alibi_slopes", "sinks"]
 ADDITIVE = ["query", "key", "value", "v", "attn_mask", "kv_lengths", "query_start"]
 VARLEN = ["query", "key", "value", "cu_seqlens_q", "cu_seqlens_k", "alibi_slopes", "sinks"]
+PAGED = ["query", "key", "value", "block_table", "kv_lengths", "alibi_slopes", "sinks"]
 LOCAL = ["query", "key", "value", "centre", "v", "attn_mask", "kv_lengths"]
 INPUTS = {
     "ScaledDotProductAttention": SDPA,
     "AdditiveAttention": ADDITIVE,
     "VarlenAttention": VARLEN,
+    "PagedAttention": PAGED,
     "LuongLocal": LOCAL,
 }
-INTEGERS = {"kv_lengths", "query_start", "cu_seqlens_q", "cu_seqlens_k"}
+INTEGERS = {"block_table", "kv_lengths", "query_start", "cu_seqlens_q", "cu_seqlens_k"}
 WORDS = {
-    "kv_lengths": "Lengths",
     "query_start": "Starts",
     "alibi_slopes": "Alibi",
     "sinks": "Sinks",
@@ -56,6 +58,7 @@ RESULTS = {
     ],
     "AdditiveAttention": ["Weights", "Lse", "Max", "Entropy", "Scores", "BiasedScores"],
     "VarlenAttention": ["Lse"],
+    "PagedAttention": [],
     "LuongLocal": ["Weights", "Lse", "WindowWeights"],
 }
 
@@ -64,26 +67,30 @@ RESULTS = {
 def operators(draw: Any) -> tuple[str, list[str], int]:
     """A name, its inputs ("" where one is left out) and the number of its results."""
     mechanism = draw(st.sampled_from(sorted(INPUTS)))
-    local, varlen = mechanism == "LuongLocal", mechanism == "VarlenAttention"
+    local, paged = mechanism == "LuongLocal", mechanism == "PagedAttention"
     present = {name: draw(st.booleans()) for name in INPUTS[mechanism][3:]}
-    for name in ("centre", "cu_seqlens_q", "cu_seqlens_k"):
+    for name in ("centre", "cu_seqlens_q", "cu_seqlens_k", "block_table"):
         present[name] = True
+    lengths = "Lengths" * (present.get("kv_lengths", False) and not paged)
+    present["kv_lengths"] = paged or present.get("kv_lengths", False)
     present["v"] = present.get("v", False) or mechanism == "AdditiveAttention"
     mask = draw(st.sampled_from(["BoolMask", "FloatMask"])) if present.get("attn_mask") else ""
     words = [mechanism]
     if local:
         words += ["Concat" * present["v"], f"Within{draw(st.integers(1, 9))}"]
         words += [draw(st.sampled_from(["", "Renormalized"])), mask, "MaskTS" * bool(mask)]
-        words += ["Lengths" * present["kv_lengths"]]
+        words += [lengths]
     else:
-        words += [mask, *(WORDS[n] * present.get(n, False) for n in ("kv_lengths",))]
+        words += [mask, lengths]
         window = st.sampled_from(["", "Causal", "Window0To3", "Window2ToAny", "WindowAnyTo1"])
         words += [draw(window), *(WORDS[n] * present.get(n, False) for n in ("query_start",))]
-        if not present.get("query_start") and not varlen:
+        if "query_start" not in present:
+            words.append(draw(st.sampled_from(["", "BottomRight"])))
+        elif not present["query_start"]:
             words.append(draw(st.sampled_from(["", "From3", "FromMinus2", "From1099511627776"])))
         words.append(draw(st.sampled_from(["", "Softcap2p5", "Softcap1eMinus05"])))
         words += [WORDS[n] * present.get(n, False) for n in ("alibi_slopes", "sinks")]
-    results = draw(st.lists(st.sampled_from(RESULTS[mechanism]), unique=True, max_size=4))
+    results = draw(st.permutations(RESULTS[mechanism]))[: draw(st.integers(0, 4))]
     inputs = [name if present.get(name, True) else "" for name in INPUTS[mechanism]]
     while not inputs[-1]:
         inputs.pop()
@@ -94,6 +101,8 @@ def right_shape(mechanism: str, name: str, n: dict[str, int]) -> tuple[int, ...]
     B, H, G, T, S, D, E = (n[x] for x in "BHGTSDE")
     if mechanism == "VarlenAttention":
         shapes = {"query": (T, H, D), "key": (S, G, D), "value": (S, G, E)}
+    elif mechanism == "PagedAttention":
+        shapes = {"query": (B, H, T, D), "key": (3, G, 30, D), "value": (3, G, 30, E)}
     elif mechanism == "LuongLocal":
         shapes = {"query": (B, T, D), "key": (B, S, D), "value": (B, S, E), "v": (D,)}
     else:
@@ -103,6 +112,7 @@ def right_shape(mechanism: str, name: str, n: dict[str, int]) -> tuple[int, ...]
         or {
             "attn_mask": (T, S),
             "centre": (B, T),
+            "block_table": (B, S // 30 + 1),
             "kv_lengths": (B,),
             "query_start": (B,),
             "alibi_slopes": (H,),
@@ -129,6 +139,8 @@ def feeds(draw: Any, operator: tuple[str, list[str], int]) -> dict[str, Any]:
         if label in INTEGERS:
             wild = draw(st.integers(0, 9)) == 0
             array: Any = np.asarray(rng.integers(-wild, 2**62 if wild else sizes["S"] + 1, shape))
+            if label == "block_table":
+                array = np.asarray(rng.integers(0, 2**31 if wild else 3, shape), np.int32)
             if label.startswith("cu") and array.ndim == 1 and array.size and not wild:
                 total = sizes["T" if label.endswith("q") else "S"]
                 array = np.sort(rng.integers(0, total + 1, shape))
@@ -159,9 +171,10 @@ def test_an_answer_or_an_error(data: Any, scale: float) -> None:
     assert has_kernel(name), name
     feed = data.draw(feeds(operator))
     types = {label: INT64 if label in INTEGERS else FLOAT for label in feed}
+    types |= {"block_table": INT32} if "block_table" in feed else {}
     if "BoolMask" in name:
         types["attn_mask"] = BOOL
-    has_scale = name.startswith(("Scaled", "Varlen"))
+    has_scale = name.startswith(("Scaled", "Varlen", "Paged"))
     outputs = [f"result_{i}" for i in range(results)]
     node = helper.make_node(
         name, inputs, outputs, domain="pyattn", **({"scale": scale} if has_scale else {})

@@ -77,14 +77,8 @@ class AttentionCall {
   }
 
   void set_vectors() {
-    const std::int64_t heads = params.query.shape[1];
-    for (const Role role : {Role::slopes, Role::sinks}) {
-      const Tensor* vector = call_.find(role);
-      if (vector == nullptr) continue;
-      call_.require(vector->rank == 1 && vector->shape[0] == heads,
-                    "alibi_slopes and sinks must be (H,)", {Role::query, role});
-      (role == Role::slopes ? params.slopes : params.sinks) = static_cast<const T*>(vector->data);
-    }
+    params.slopes = call_.of_heads<T>(Role::slopes);
+    params.sinks = call_.of_heads<T>(Role::sinks);
     if (call_.variant().mechanism != Mechanism::additive) return;
     // The mechanism is told by this address, which an empty tensor has not.
     static constexpr T kNone = 0;

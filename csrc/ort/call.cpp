@@ -51,7 +51,7 @@ float widen(BFloat16 number) {
 
 Kernel::Kernel(const Operator& that, const OrtKernelInfo* info) : op(that) {
   const Variant& variant = op.variant();
-  if (variant.mechanism != Mechanism::sdpa && variant.mechanism != Mechanism::varlen) return;
+  if (variant.mechanism == Mechanism::additive || variant.mechanism == Mechanism::local) return;
   scale = read_attribute(op.api(), info, "scale", variant.element == ElementType::float64);
   if (!std::isfinite(scale)) {
     throw std::invalid_argument("scale must be finite; got " + std::to_string(scale));

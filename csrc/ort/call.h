@@ -44,6 +44,17 @@ class Call {
   // Raises with `rule` and those shapes unless `holds`.
   void require(bool holds, const char* rule, std::initializer_list<Role> roles) const;
 
+  // (H,) in the type of the arithmetic, H being axis 1 of the query; null where the input is
+  // absent.
+  template <class T>
+  const T* of_heads(Role role) const {
+    const Tensor* vector = find(role);
+    if (vector == nullptr) return nullptr;
+    require(vector->rank == 1 && vector->shape[0] == tensor(Role::query).shape[1],
+            "alibi_slopes and sinks must be (H,)", {Role::query, role});
+    return static_cast<const T*>(vector->data);
+  }
+
   // A vector of `length` integers in least..most, or nothing where the input is absent.
   std::vector<std::int64_t> integers(Role role, std::int64_t length, std::int64_t least,
                                      std::int64_t most) const;

@@ -35,6 +35,10 @@ std::vector<Input> inputs_of(const Variant& variant) {
       add({{Role::query_offsets, integer, true}, {Role::key_offsets, integer, true}});
       add({{Role::slopes, wide, variant.slopes}, {Role::sinks, wide, variant.sinks}});
       break;
+    case Mechanism::paged:
+      add({{Role::table, ElementType::int32, true}, {Role::lengths, integer, true}});
+      add({{Role::slopes, wide, variant.slopes}, {Role::sinks, wide, variant.sinks}});
+      break;
     case Mechanism::local:
       add({{Role::centre, wide, true}, {Role::v, wide, variant.concat}});
       add({{Role::mask, mask, masked}, {Role::lengths, integer, variant.lengths}});
@@ -84,6 +88,8 @@ auto compute_of(Mechanism mechanism) {
   switch (mechanism) {
     case Mechanism::varlen:
       return &compute_varlen<X>;
+    case Mechanism::paged:
+      return &compute_paged<X>;
     case Mechanism::local:
       return &compute_local<X>;
     default:
@@ -125,7 +131,8 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
 const char* role_name(Role role) {
   constexpr const char* kNames[kRoles] = {
       "query",      "key",         "value",        "v",     "centre",       "attn_mask",
-      "kv_lengths", "query_start", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_k"};
+      "kv_lengths", "query_start", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_k",
+      "block_table"};
   return kNames[static_cast<std::size_t>(role)];
 }
 

@@ -24,8 +24,9 @@ enum class Role : std::uint8_t {
   sinks,
   query_offsets,
   key_offsets,
+  table,
 };
-inline constexpr std::size_t kRoles = 12;
+inline constexpr std::size_t kRoles = 13;
 
 const char* role_name(Role role);
 
@@ -86,6 +87,8 @@ template <class X>
 void compute_attention(const Call& call);
 template <class X>
 void compute_varlen(const Call& call);
+template <class X>
+void compute_paged(const Call& call);
 template <class X>
 void compute_local(const Call& call);
 

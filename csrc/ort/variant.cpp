@@ -66,6 +66,7 @@ constexpr std::pair<std::string_view, Mechanism> kMechanisms[] = {
     {"ScaledDotProductAttention", Mechanism::sdpa},
     {"AdditiveAttention", Mechanism::additive},
     {"VarlenAttention", Mechanism::varlen},
+    {"PagedAttention", Mechanism::paged},
     {"LuongLocal", Mechanism::local},
 };
 
@@ -153,10 +154,11 @@ bool computes(const Variant& variant) {
   const auto has = [](Mechanism mechanism, Output output) {
     switch (output) {
       case Output::out:
-      case Output::lse:
         return true;
+      case Output::lse:
+        return mechanism != Mechanism::paged;
       case Output::weights:
-        return mechanism != Mechanism::varlen;
+        return mechanism != Mechanism::varlen && mechanism != Mechanism::paged;
       case Output::window_weights:
         return mechanism == Mechanism::local;
       case Output::column_mass:

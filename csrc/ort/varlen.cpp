@@ -41,15 +41,6 @@ View<X, 4> packed(const View<X, 3>& view, std::int64_t batch) {
           .stride = {0, view.stride[1], view.stride[0], view.stride[2]}};
 }
 
-template <class T>
-const T* of_heads(const Call& call, Role role) {
-  const Tensor* vector = call.find(role);
-  if (vector == nullptr) return nullptr;
-  call.require(vector->rank == 1 && vector->shape[0] == call.tensor(Role::query).shape[1],
-               "alibi_slopes and sinks must be (H,)", {Role::query, role});
-  return static_cast<const T*>(vector->data);
-}
-
 }  // namespace
 
 template <class X>
@@ -75,8 +66,8 @@ void compute_varlen(const Call& call) {
       .right = variant.right,
       .scale = static_cast<T>(call.scale()),
       .softcap = static_cast<T>(variant.softcap),
-      .slopes = of_heads<T>(call, Role::slopes),
-      .sinks = of_heads<T>(call, Role::sinks),
+      .slopes = call.of_heads<T>(Role::slopes),
+      .sinks = call.of_heads<T>(Role::sinks),
   };
   std::vector<std::int64_t> starts;
   for (std::size_t b = 0; b + 1 < rows.size(); ++b) {

@@ -8,6 +8,7 @@ import numpy as np
 
 from pyattn import _core, interchange
 from pyattn.attention import _checks as checks
+from pyattn.attention import _sdpa_graph as graph
 from pyattn.attention._sdpa_options import (
     UNBOUNDED,
     normalize_scale,
@@ -15,24 +16,120 @@ from pyattn.attention._sdpa_options import (
     normalize_window,
 )
 from pyattn.dtypes import FLOATS, compute_dtype
-from pyattn.tensor import Array, spec_of
+from pyattn.ops import arange_like, expand_dims, less, reshape, take, transpose, where
+from pyattn.tensor import Array, Dim, Node, Op, Spec, TraceError, Value, apply, spec_of
 
 NAME = "paged_attention"
 
 
-def paged_attention(
+def _shape(
+    query: Spec,
+    key: Spec,
+    value: Spec,
+    block_table: Spec,
+    kv_lengths: Spec,
+    alibi_slopes: Spec | None,
+    sinks: Spec | None,
+    **_: Any,
+) -> Any:
+    del key, block_table, kv_lengths, alibi_slopes, sinks  # see _check
+    return Spec((*query.shape[:3], value.shape[3]), query.dtype)
+
+
+def _eval(
     query: Array,
     key_pages: Array,
     value_pages: Array,
     block_table: Array,
     kv_lengths: Array,
+    alibi_slopes: Array | None,
+    sinks: Array | None,
+    *,
+    scale: float,
+    right: int,
+    left: int,
+    bottom_right: bool,
+    softcap: float,
+    **_: Any,
+) -> Any:
+    _check_numbers(key_pages, block_table, kv_lengths)
+    options: dict[str, Any] = {"kv_lengths": kv_lengths}
+    if bottom_right:
+        options["query_starts"] = kv_lengths.astype(np.int64) - query.shape[2]
+    if left != UNBOUNDED:
+        options["left"] = left
+    if softcap:
+        options["softcap"] = softcap
+    for name, vector in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
+        if vector is not None:
+            options[name] = vector
+    return _core.paged(query, key_pages, value_pages, block_table, scale, right, options)
+
+
+def _expand(
+    query: Value,
+    key_pages: Value,
+    value_pages: Value,
+    block_table: Value,
+    kv_lengths: Value,
+    alibi_slopes: Value | None,
+    sinks: Value | None,
+    **params: Any,
+) -> Any:
+    """Dense attention on the pages of each entry, gathered one behind the other."""
+    page: Any = key_pages.shape[2]
+    starts = expand_dims(arange_like(block_table, 1) * page, 0)
+    used = less(starts, expand_dims(graph.astype_int(kv_lengths), 1))
+    # What stands behind the last valid page may be anything.
+    table = where(used, graph.astype_int(block_table), 0)
+    key, value = (_gathered(pages, table) for pages in (key_pages, value_pages))
+    return graph.expand(
+        query, key, value, None, kv_lengths, None, alibi_slopes, sinks, start=0, **params
+    )
+
+
+def _gathered(pages: Value, table: Value) -> Any:
+    """Return the pages ``(N, G, page, D)`` that the rows of ``table`` name: ``(B, G, S, D)``."""
+    sizes: Any = pages.shape[1:]  # all static, see _check
+    groups, page, size = sizes
+    rows = take(reshape(pages, (0, -1)), table)
+    split = reshape(rows, (0, 0, groups, page, size))
+    return reshape(transpose(split, (0, 2, 1, 3, 4)), (0, 0, -1, size))
+
+
+def _function(node: Node) -> str:
+    return "PagedAttention" + graph.variant_name(node, None, None, None, *node.inputs[5:])
+
+
+PAGED = Op(
+    "paged",
+    _eval,
+    _shape,
+    expand=_expand,
+    function=_function,
+    arguments=(
+        *("query", "key_pages", "value_pages", "block_table", "kv_lengths"),
+        *("alibi_slopes", "sinks"),
+    ),
+    attributes=("scale",),
+    optional=2,
+    has_weights=False,
+)
+
+
+def paged_attention(
+    query: Value,
+    key_pages: Value,
+    value_pages: Value,
+    block_table: Value,
+    kv_lengths: Value,
     *,
     is_causal: bool | Literal["top_left", "bottom_right"] = "bottom_right",
     scale: float | None = None,
     softcap: float = 0.0,
     window: int | tuple[int, int] | None = None,
-    alibi_slopes: Array | None = None,
-    sinks: Array | None = None,
+    alibi_slopes: Value | None = None,
+    sinks: Value | None = None,
 ) -> Any:
     """Return ``softmax(scale * Q K^T + bias) V`` with K and V in pages of a shared cache.
 
@@ -65,6 +162,11 @@ def paged_attention(
         For dtypes and shapes that do not fit, lengths beyond the pages of the table, and pages
         that do not exist.
 
+    Notes
+    -----
+    In ONNX the function ``pyattn::PagedAttention...``, whose body gathers the pages, as the
+    gradient does. There a NaN in the rest of the last page spreads.
+
     References
     ----------
     Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
@@ -83,31 +185,25 @@ def paged_attention(
     optional = {"alibi_slopes": alibi_slopes, "sinks": sinks}
     arrays = {"query": query, "key_pages": key_pages, "value_pages": value_pages}
     more = {"block_table": block_table, "kv_lengths": kv_lengths}
-    if not checks.require_ndarrays(NAME, optional, **arrays, **more):
+    if not checks.require_arrays(NAME, optional, **arrays, **more):
         return interchange.call(paged_attention, locals())
     _check(arrays, block_table, kv_lengths, alibi_slopes, sinks)
     left, right = normalize_window(NAME, is_causal, window)
-    options: dict[str, Any] = {"kv_lengths": kv_lengths}
-    if is_causal != "top_left":
-        options["query_starts"] = kv_lengths.astype(np.int64) - query.shape[2]
-    if left != UNBOUNDED:
-        options["left"] = left
-    cap = normalize_softcap(NAME, softcap)
-    if cap:
-        options["softcap"] = cap
-    options |= {name: value for name, value in optional.items() if value is not None}
-    factor = normalize_scale(NAME, scale, query)
-    return _core.paged(query, key_pages, value_pages, block_table, factor, right, options)
+    return apply(
+        PAGED, *arrays.values(), block_table, kv_lengths, alibi_slopes, sinks,
+        scale=normalize_scale(NAME, scale, query), left=left, right=right,
+        bottom_right=is_causal != "top_left", softcap=normalize_softcap(NAME, softcap), aux=(),
+    )  # fmt: skip
 
 
 def _check(
-    arrays: dict[str, Array],
-    block_table: Array,
-    kv_lengths: Array,
-    alibi_slopes: Array | None,
-    sinks: Array | None,
+    arrays: dict[str, Value],
+    block_table: Value,
+    kv_lengths: Value,
+    alibi_slopes: Value | None,
+    sinks: Value | None,
 ) -> None:
-    """Raise TypeError or ValueError where dtypes, shapes or numbers do not fit."""
+    """Raise TypeError or ValueError where dtypes or shapes do not fit."""
     specs: dict[str, Any] = {name: spec_of(x) for name, x in arrays.items()}
     query, key, value = specs.values()
     checks.require_floats(NAME, FLOATS, **specs)
@@ -128,14 +224,20 @@ def _check(
         raise ValueError(
             f"{NAME}: block_table must have shape ({batch}, pages); got {block_table.shape}"
         )
+    if any(isinstance(n, Dim) for n in key.shape[1:]):
+        raise TraceError(f"{NAME}: G, page and D must be static; got key_pages {key.shape}")
     if key.shape[2] == 0:
         raise ValueError(f"{NAME}: pages must hold a key; got key_pages {key.shape}")
-    page = key.shape[2]
+
+
+def _check_numbers(key_pages: Array, block_table: Array, kv_lengths: Array) -> None:
+    """Raise ValueError for lengths beyond the table and for pages that do not exist."""
+    page = key_pages.shape[2]
     checks.check_lengths(NAME, kv_lengths, block_table.shape[1] * page)
     used = np.arange(block_table.shape[1]) * page < kv_lengths[:, None]
     named = block_table[used]
-    if named.size and not (named.min() >= 0 and named.max() < key.shape[0]):
+    if named.size and not (named.min() >= 0 and named.max() < key_pages.shape[0]):
         raise ValueError(
-            f"{NAME}: block_table must name pages 0..{key.shape[0] - 1}; got {named.min()}.."
+            f"{NAME}: block_table must name pages 0..{key_pages.shape[0] - 1}; got {named.min()}.."
             f"{named.max()}"
         )
