@@ -95,6 +95,8 @@ def session(
     ------
     ValueError
         For a number of threads below 1.
+    FileNotFoundError
+        When the model is to be accelerated and pyattn was built without the library.
     """
     needs("onnxruntime", "onnx")
     needs("onnx", "onnx")

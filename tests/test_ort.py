@@ -241,7 +241,7 @@ BAD = {
     "key and value must share S; got": {"value": (2, 4, 8, 16)},
     "query, key and value must share B; got": {"key": (3, 4, 9, 16), "value": (3, 4, 9, 16)},
     "H must be a multiple of G; got": {"key": (2, 3, 9, 16), "value": (2, 3, 9, 16)},
-    "query, key and value must have four axes; got": {"query": (2, 5, 16)},
+    "query, key and value must have 4 axes; got": {"query": (2, 5, 16)},
     "attn_mask must broadcast to (2, 4, 5, 9); got (2, 5, 9)": {"attn_mask": (2, 5, 9)},
     "kv_lengths must have shape (2,); got kv_lengths (3,)": {"kv_lengths": (3,)},
 }

@@ -41,9 +41,7 @@ class AttentionCall {
  private:
   void check() const {
     const auto all = {Role::query, Role::key, Role::value};
-    for (const Role role : all) {
-      call_.require(call_.tensor(role).rank == 4, "query, key and value must have four axes", all);
-    }
+    call_.require_axes(4);
     const auto& q = call_.tensor(Role::query).shape;
     const auto& k = call_.tensor(Role::key).shape;
     const auto& v = call_.tensor(Role::value).shape;
@@ -51,8 +49,7 @@ class AttentionCall {
     call_.require(k[1] == v[1], "key and value must share G", all);
     call_.require(k[2] == v[2], "key and value must share S", all);
     call_.require(q[3] == k[3], "query and key must share D", all);
-    const bool divides = k[1] == 0 ? q[1] == 0 : q[1] % k[1] == 0;
-    call_.require(divides, "H must be a multiple of G", all);
+    call_.require_groups();
     if (call_.variant().mechanism != Mechanism::additive) return;
     call_.require(q[1] == k[1], "query and key must share H", all);
     const Tensor& direction = call_.tensor(Role::v);

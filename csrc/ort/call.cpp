@@ -115,6 +115,19 @@ void Call::require(bool holds, const char* rule, std::initializer_list<Role> rol
   if (!holds) throw std::invalid_argument(rule + got(roles));
 }
 
+void Call::require_axes(std::size_t count) const {
+  const auto all = {Role::query, Role::key, Role::value};
+  const std::string rule = "query, key and value must have " + std::to_string(count) + " axes";
+  for (const Role role : all) require(tensor(role).rank == count, rule.c_str(), all);
+}
+
+void Call::require_groups() const {
+  const std::int64_t heads = tensor(Role::query).shape[1];
+  const std::int64_t groups = tensor(Role::key).shape[1];
+  require(groups == 0 ? heads == 0 : heads % groups == 0, "H must be a multiple of G",
+          {Role::query, Role::key, Role::value});
+}
+
 std::vector<std::int64_t> Call::integers(Role role, std::int64_t length, std::int64_t least,
                                          std::int64_t most) const {
   const Tensor* found = find(role);

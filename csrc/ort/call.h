@@ -55,6 +55,11 @@ class Call {
     return static_cast<const T*>(vector->data);
   }
 
+  // query, key and value have so many axes.
+  void require_axes(std::size_t count) const;
+  // The heads, axis 1, of the query are a multiple of those of the key.
+  void require_groups() const;
+
   // A vector of `length` integers in least..most, or nothing where the input is absent.
   std::vector<std::int64_t> integers(Role role, std::int64_t length, std::int64_t least,
                                      std::int64_t most) const;

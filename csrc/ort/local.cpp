@@ -8,9 +8,7 @@ namespace {
 
 void check(const Call& call) {
   const auto all = {Role::query, Role::key, Role::value};
-  for (const Role role : all) {
-    call.require(call.tensor(role).rank == 3, "query, key and value must have three axes", all);
-  }
+  call.require_axes(3);
   const auto& q = call.tensor(Role::query).shape;
   const auto& k = call.tensor(Role::key).shape;
   const auto& v = call.tensor(Role::value).shape;

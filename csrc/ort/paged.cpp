@@ -7,9 +7,7 @@ namespace {
 
 void check(const Call& call) {
   const auto all = {Role::query, Role::key, Role::value};
-  for (const Role role : all) {
-    call.require(call.tensor(role).rank == 4, "query and pages must have four axes", all);
-  }
+  call.require_axes(4);
   const auto& q = call.tensor(Role::query).shape;
   const auto& k = call.tensor(Role::key).shape;
   const auto& v = call.tensor(Role::value).shape;
@@ -17,7 +15,7 @@ void check(const Call& call) {
                "pages of keys and values must share N, G and page", all);
   call.require(k[2] > 0, "pages must hold a key", all);
   call.require(q[3] == k[3], "query and key must share D", all);
-  call.require(k[1] == 0 ? q[1] == 0 : q[1] % k[1] == 0, "H must be a multiple of G", all);
+  call.require_groups();
   const Tensor& table = call.tensor(Role::table);
   call.require(table.rank == 2 && table.shape[0] == q[0], "block_table must be (B, pages)",
                {Role::query, Role::table});

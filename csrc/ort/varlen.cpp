@@ -9,16 +9,14 @@ namespace {
 
 void check(const Call& call) {
   const auto all = {Role::query, Role::key, Role::value};
-  for (const Role role : all) {
-    call.require(call.tensor(role).rank == 3, "query, key and value must have three axes", all);
-  }
+  call.require_axes(3);
   const auto& q = call.tensor(Role::query).shape;
   const auto& k = call.tensor(Role::key).shape;
   const auto& v = call.tensor(Role::value).shape;
   call.require(k[0] == v[0], "key and value must share M", all);
   call.require(k[1] == v[1], "key and value must share G", all);
   call.require(q[2] == k[2], "query and key must share D", all);
-  call.require(k[1] == 0 ? q[1] == 0 : q[1] % k[1] == 0, "H must be a multiple of G", all);
+  call.require_groups();
 }
 
 // Where each sequence starts and the last one ends: 0, ..., total.
