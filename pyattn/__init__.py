@@ -15,6 +15,7 @@ from pyattn.attention import (
     luong_attention,
     paged_attention,
     scaled_dot_product_attention,
+    update_cache,
     varlen_attention,
 )
 from pyattn.export import Input, VerificationError, export
@@ -47,6 +48,7 @@ __all__ = [
     "runtime",
     "save",
     "scaled_dot_product_attention",
+    "update_cache",
     "value_and_grad",
     "varlen_attention",
 ]

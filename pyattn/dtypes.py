@@ -16,6 +16,9 @@ COMPUTE: dict[str, np.dtype[Any]] = {
 FLOATS = tuple(COMPUTE)
 FULL_FLOATS = ("float32", "float64")
 
+# How the name of an ONNX function tells the dtype that its body is for.
+IN_A_NAME = {"float32": "", "float64": "Double", "float16": "Half", "bfloat16": "BFloat16"}
+
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return float64 for float64 and float32 for the other floats."""

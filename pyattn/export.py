@@ -126,7 +126,8 @@ def export(
         of a layer within a loop those of all steps, with the axis of steps in front.
     verify:
         Whether to run the result in ONNX Runtime, at three choices of the dynamic sizes other than
-        the example's, and compare it with the model run on arrays.
+        the example's, and compare it with the model run on arrays. A model whose sizes depend on
+        each other chooses them: ``verification_sizes()`` returns mappings of names to sizes.
 
     Returns
     -------
@@ -288,11 +289,13 @@ def _verify(model: Callable[..., Any], proto: onnx.ModelProto, given: Mapping[st
         run = session(proto, accelerate=False)
     except Exception as error:
         raise VerificationError(f"export: ONNX Runtime does not load the file: {error}") from error
-    for sizes in _other_sizes(given):
+    chosen = getattr(model, "verification_sizes", None)
+    for sizes in chosen() if chosen else _other_sizes(given):
         arrays = {name: i.resized(sizes) for name, i in given.items()}
         where = f"at sizes {sizes}" if sizes else "at the sizes of the example"
         try:
-            eager = _eager_outputs(model, arrays)
+            # Copies, because a model may write to its inputs: to a cache, for example.
+            eager = _eager_outputs(model, {name: x.copy() for name, x in arrays.items()})
         except Exception as error:
             error.add_note(
                 f"raised by the model while export verified it {where}; if an input holds "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -178,8 +178,20 @@ class Graph:
         return [self._name(tensor) for tensor in outputs]
 
     def rename(self, sources: Sequence[str], targets: Sequence[str]) -> None:
-        """Give the graph's outputs their names."""
-        self.nodes.extend(map(_identity, sources, targets))
+        """Give the outputs of the graph, which is complete, their names.
+
+        No Identity stands between where it can be helped: ONNX Runtime would copy what something
+        else reads too, a cache for example.
+        """
+        made = {name for node in self.nodes for name in node.output}
+        names: dict[str, str] = {}
+        for source, target in zip(sources, targets, strict=True):
+            if source in made and source not in names:
+                names[source] = target
+            else:
+                self.nodes.append(_identity(source, target))
+        for node in self.nodes:
+            _rename(node, names)
 
     def subgraph(
         self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
@@ -212,7 +224,7 @@ class Graph:
         """Let attention weights be an output of the model; in a body, one of the body first."""
         if self._outer is None:
             label = f"attention_weights_{len(self.attention)}"
-            self.rename([name], [label])
+            self.nodes.append(_identity(name, label))
             name = label
         self.attention.append((name, weights))
 
@@ -325,6 +337,17 @@ def _read(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
         yield from node.input
         for attribute in node.attribute:
             yield from _read(attribute.g.node)
+
+
+def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Change names of values in a node, and in its bodies, which read what is around them."""
+    for listed in (node.input, node.output):
+        for place, name in enumerate(listed):
+            if name in names:
+                listed[place] = names[name]
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            _rename(inner, names)
 
 
 def _leaf(tensor: Tensor | None) -> Tensor | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pyattn import runtime
 from pyattn.extras import needs
 from pyattn.onnx_graph import DOMAIN
+from pyattn.ort_decoder import Decoder as Decoder
 
 if TYPE_CHECKING:
     import onnx

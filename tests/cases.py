@@ -16,6 +16,7 @@ from pyattn import ops
 from tests import reference, reference_decoder, reference_layers
 from tests.case import Case, In
 from tests.cases_attention import ADDITIVE, PAGED, SDPA, VARLEN
+from tests.cases_decoding import DECODING
 from tests.cases_luong import LUONG
 from tests.cases_recurrent import RECURRENT
 
@@ -364,6 +365,7 @@ CASES = [
     *MOVING,
     *LAYERS,
     *LOOPS,
+    *DECODING,
     *SDPA,
     *VARLEN,
     *PAGED,

@@ -9,10 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
 from pyattn import ort, runtime
+
+# The machine may be busy with something else; how long an example takes says nothing.
+hypothesis.settings.register_profile(
+    "pyattn", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("pyattn")
 
 # A fresh seed for each run; PYATTN_TEST_SEED repeats one, and the report's header shows it.
 SEED = int(os.environ.get("PYATTN_TEST_SEED") or np.random.SeedSequence().entropy % 2**32)  # type: ignore[operator]

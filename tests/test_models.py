@@ -321,7 +321,7 @@ def test_a_wrong_shape_is_reported(folder: Path) -> None:
     [
         ({"model_type": "gpt2"}, "model_type must be 'bert'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
-        ({"is_decoder": True}, "Bert is an encoder"),
+        ({"is_decoder": True}, "is_decoder must be False"),
         ({"hidden_act": "gelu_new"}, "activation must be one of"),
         ({"num_attention_heads": 3}, "size must be a multiple of heads"),
         ({"vocab_size": None}, "vocab_size"),

@@ -22,10 +22,10 @@ PACKAGE = ROOT / "pyattn"
 
 # A module may import modules of its own layer and of earlier ones.
 LAYERS = [
-    {"_core", "dtypes", "extras", "interchange"},
+    {"_core", "dims", "dtypes", "extras", "interchange"},
     {"tensor", "walk"},
     {"ops", "runtime"},
-    {"grad", "io", "onnx_graph", "optim", "ort"},
+    {"grad", "io", "onnx_graph", "optim", "ort", "ort_decoder"},
     {"export", "attention"},
     {"accelerate", "rewrite"},
     {"nn"},
@@ -33,7 +33,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 USES_CORE = {"attention", "interchange", "ops", "runtime"}
-USES_ONNX = {"accelerate", "export", "onnx_graph", "optim", "ort", "rewrite"}
+USES_ONNX = {"accelerate", "export", "onnx_graph", "optim", "ort", "ort_decoder", "rewrite"}
 LAZY = {"onnx", "onnx_ir", "onnxruntime", "safetensors", "tokenizers", "tqdm", "ml_dtypes"}
 IMPORTED_LAZILY = {"rewrite"}  # itself, so that it may import at once what it needs
 

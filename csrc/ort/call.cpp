@@ -1,5 +1,6 @@
 #include "ort/call.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 
@@ -51,7 +52,8 @@ float widen(BFloat16 number) {
 
 Kernel::Kernel(const Operator& that, const OrtKernelInfo* info) : op(that) {
   const Variant& variant = op.variant();
-  if (variant.mechanism == Mechanism::additive || variant.mechanism == Mechanism::local) return;
+  const auto without = {Mechanism::additive, Mechanism::local, Mechanism::cache};
+  if (std::find(without.begin(), without.end(), variant.mechanism) != without.end()) return;
   scale = read_attribute(op.api(), info, "scale", variant.element == ElementType::float64);
   if (!std::isfinite(scale)) {
     throw std::invalid_argument("scale must be finite; got " + std::to_string(scale));

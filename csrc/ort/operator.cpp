@@ -18,6 +18,10 @@ std::vector<Input> inputs_of(const Variant& variant) {
   const ElementType integer = ElementType::any;
   const ElementType mask = variant.mask == MaskKind::boolean ? ElementType::boolean : own;
   const bool masked = variant.mask != MaskKind::none;
+  if (variant.mechanism == Mechanism::cache) {
+    return {
+        {Role::cache, own, true}, {Role::update, own, true}, {Role::write_indices, integer, true}};
+  }
   std::vector<Input> inputs = {
       {Role::query, own, true}, {Role::key, own, true}, {Role::value, own, true}};
   const auto add = [&](std::initializer_list<Input> more) { inputs.insert(inputs.end(), more); };
@@ -43,6 +47,8 @@ std::vector<Input> inputs_of(const Variant& variant) {
       add({{Role::centre, wide, true}, {Role::v, wide, variant.concat}});
       add({{Role::mask, mask, masked}, {Role::lengths, integer, variant.lengths}});
       break;
+    case Mechanism::cache:
+      break;
   }
   while (!inputs.back().present) inputs.pop_back();  // as the exporter does
   return inputs;
@@ -52,6 +58,9 @@ Result result_of(const Variant& variant, Output output) {
   const ElementType own = variant.element;
   const ElementType wide = arithmetic_of(own);
   const Axis b{Role::query, 0};
+  if (variant.mechanism == Mechanism::cache) {
+    return {output, own, {{Role::cache, 0}, {Role::cache, 1}, {Role::cache, 2}, {Role::cache, 3}}};
+  }
   if (variant.mechanism == Mechanism::varlen) {
     const Axis n{Role::query, 0};
     const Axis h{Role::query, 1};
@@ -92,6 +101,8 @@ auto compute_of(Mechanism mechanism) {
       return &compute_paged<X>;
     case Mechanism::local:
       return &compute_local<X>;
+    case Mechanism::cache:
+      return &compute_cache<X>;
     default:
       return &compute_attention<X>;
   }
@@ -130,9 +141,10 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
 
 const char* role_name(Role role) {
   constexpr const char* kNames[kRoles] = {
-      "query",      "key",         "value",        "v",     "centre",       "attn_mask",
-      "kv_lengths", "query_start", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_k",
-      "block_table"};
+      "query",        "key",       "value",        "v",
+      "centre",       "attn_mask", "kv_lengths",   "query_start",
+      "alibi_slopes", "sinks",     "cu_seqlens_q", "cu_seqlens_k",
+      "block_table",  "cache",     "update",       "write_indices"};
   return kNames[static_cast<std::size_t>(role)];
 }
 

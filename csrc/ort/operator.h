@@ -25,8 +25,11 @@ enum class Role : std::uint8_t {
   query_offsets,
   key_offsets,
   table,
+  cache,
+  update,
+  write_indices,
 };
-inline constexpr std::size_t kRoles = 13;
+inline constexpr std::size_t kRoles = 16;
 
 const char* role_name(Role role);
 
@@ -91,5 +94,7 @@ template <class X>
 void compute_paged(const Call& call);
 template <class X>
 void compute_local(const Call& call);
+template <class X>
+void compute_cache(const Call& call);
 
 }  // namespace pyattn::ort

@@ -68,6 +68,7 @@ constexpr std::pair<std::string_view, Mechanism> kMechanisms[] = {
     {"VarlenAttention", Mechanism::varlen},
     {"PagedAttention", Mechanism::paged},
     {"LuongLocal", Mechanism::local},
+    {"UpdateCache", Mechanism::cache},
 };
 
 constexpr std::pair<std::string_view, Output> kOutputs[] = {
@@ -149,6 +150,17 @@ bool take_rest(Words& words, Variant& variant) {
   return true;
 }
 
+bool take_rest_of(Words& words, Variant& variant) {
+  switch (variant.mechanism) {
+    case Mechanism::cache:
+      return true;
+    case Mechanism::local:
+      return take_rest_of_local(words, variant);
+    default:
+      return take_rest(words, variant);
+  }
+}
+
 // Whether the kernel of the mechanism computes all outputs.
 bool computes(const Variant& variant) {
   const auto has = [](Mechanism mechanism, Output output) {
@@ -186,9 +198,7 @@ std::optional<Variant> parse_name(std::string_view name) {
   }
   if (!known) return std::nullopt;
   take_element(words, variant);
-  const bool whole = variant.mechanism == Mechanism::local ? take_rest_of_local(words, variant)
-                                                           : take_rest(words, variant);
-  if (!whole || !words.at_end() || !computes(variant)) return std::nullopt;
+  if (!take_rest_of(words, variant) || !words.at_end() || !computes(variant)) return std::nullopt;
   return variant;
 }
 

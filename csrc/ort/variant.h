@@ -12,7 +12,7 @@
 
 namespace pyattn::ort {
 
-enum class Mechanism : std::uint8_t { sdpa, additive, varlen, paged, local };
+enum class Mechanism : std::uint8_t { sdpa, additive, varlen, paged, local, cache };
 
 enum class Output : std::uint8_t {
   out,

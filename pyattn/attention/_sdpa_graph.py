@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyattn.attention import _checks as checks
-from pyattn.dtypes import compute_dtype
+from pyattn.dtypes import IN_A_NAME, compute_dtype
 from pyattn.ops import (
     arange_like,
     astype,
@@ -22,6 +22,7 @@ from pyattn.ops import (
     maximum,
     repeat,
     sigmoid,
+    size,
     softmax,
     tanh,
     transpose,
@@ -147,10 +148,6 @@ def _capped(scores: Any, softcap: float) -> Any:
     return tanh(scores * (1 / softcap)) * softcap if softcap else scores
 
 
-def count(x: Value, axis: int) -> Any:
-    return reduce_sum(arange_like(x, axis) * 0 + 1, 0)
-
-
 def distances(
     query: Value,
     key: Value,
@@ -173,8 +170,8 @@ def query_positions(
     """Return p, int64 ``(1 or B, T)``: where the queries stand among the keys."""
     start: Any = np.full((1, 1), params["start"], np.int64)
     if params["bottom_right"]:
-        end = count(key, 2) if kv_lengths is None else expand_dims(astype_int(kv_lengths), 1)
-        start = start + end - count(query, 2)
+        end = size(key, 2) if kv_lengths is None else expand_dims(astype_int(kv_lengths), 1)
+        start = start + end - size(query, 2)
     elif query_starts is not None:
         start = start + expand_dims(astype_int(query_starts), 1)
     return expand_dims(arange_like(query, 2), 0) + start
@@ -326,9 +323,8 @@ def variant_name(
     query, key = node.required(0), node.required(1)
     params = node.params
     left, right = params["left"], params["right"]
-    dtype = {"float64": "Double", "float16": "Half", "bfloat16": "BFloat16"}
     parts = {
-        dtype.get(str(query.dtype), ""): True,
+        IN_A_NAME[query.dtype.name]: True,
         "BoolMask": mask is not None and mask.dtype == np.bool_,
         "FloatMask": mask is not None and mask.dtype != np.bool_,
         "Lengths": lengths is not None,

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyattn.dtypes import COMPUTE
-from pyattn.ops import arange_like
-from pyattn.ops import sum as reduce_sum
+from pyattn.ops import arange_like, size
 from pyattn.tensor import Array, Dim, Tensor, TraceError, Value
 
 UNBOUNDED = -1
@@ -185,7 +184,7 @@ def _check_starts(function: str, starts: Value) -> None:
 
 def _past_lengths(query: Value, past_key: Any) -> Any:
     """Return ``(B,)``, the length of a past whose size is dynamic."""
-    return arange_like(query, 0) * 0 + reduce_sum(arange_like(past_key, 2) * 0 + 1)
+    return arange_like(query, 0) * 0 + size(past_key, 2)
 
 
 def _integer(

@@ -11,6 +11,7 @@ from pyattn import _core
 from pyattn.attention import _checks as checks
 from pyattn.attention import _sdpa_graph as graph
 from pyattn.attention._sdpa_backward import needs_gradient
+from pyattn.dtypes import IN_A_NAME
 from pyattn.ops import (
     arange_like,
     astype,
@@ -23,6 +24,7 @@ from pyattn.ops import (
     logical_and,
     matmul,
     reshape,
+    size,
     take,
     tanh,
     where,
@@ -161,7 +163,7 @@ def _window(
     first = whole + above - half_width
     index = expand_dims(first, 2) + np.arange(2 * half_width + 1)
     last = expand_dims(whole - below + half_width, 2)
-    length: Any = graph.count(key, 1)
+    length: Any = size(key, 1)
     if kv_lengths is not None:
         length = expand_dims(expand_dims(graph.astype_int(kv_lengths), 1), 2)
     inside = logical_and(less_equal(np.array(0), index), less(index, length))
@@ -178,7 +180,7 @@ def _numbers(x: Value, axis: int) -> Any:
 
 def _rows_at(x: Value, place: Value) -> Any:
     """Return rows ``(B, T, W, n)`` of ``x (B, S, n)``."""
-    return take(reshape(x, (-1, x.shape[2])), place + _numbers(x, 0) * graph.count(x, 1))  # type: ignore[arg-type]
+    return take(reshape(x, (-1, x.shape[2])), place + _numbers(x, 0) * size(x, 1))  # type: ignore[arg-type]
 
 
 def _mask_at(mask: Value, place: Value) -> Any:
@@ -188,7 +190,7 @@ def _mask_at(mask: Value, place: Value) -> Any:
     at: Any = np.zeros((1, 1, 1), np.int64)
     for axis, number in enumerate((_numbers(place, 0), _numbers(place, 1), place)):
         if mask.shape[axis] != 1:  # else it is broadcast
-            at = at * graph.count(mask, axis) + number
+            at = at * size(mask, axis) + number
     return take(reshape(mask, (-1, 1)), at)[..., 0]
 
 
@@ -197,7 +199,7 @@ def _scattered(weights: Any, first: Any, key: Value) -> Any:
     width = weights.shape[2]
     index = expand_dims(expand_dims(arange_like(key, 1), 0), 0) - expand_dims(first, 2)
     inside = logical_and(less_equal(np.array(0), index), less(index, np.array(width)))
-    row = _numbers(weights, 0) * graph.count(weights, 1) + _numbers(weights, 1)
+    row = _numbers(weights, 0) * size(weights, 1) + _numbers(weights, 1)
     at = where(inside, index, 0) + row * np.array(width)
     return where(inside, take(reshape(weights, (-1, 1)), at)[..., 0], 0.0)
 
@@ -210,15 +212,12 @@ def _nan_rows(centre: Value, kv_lengths: Value | None) -> Any:
     return where(greater(expand_dims(graph.astype_int(kv_lengths), 1), np.array(0)), nan, 0.0)
 
 
-_DTYPES = {"float64": "Double", "float16": "Half", "bfloat16": "BFloat16"}
-
-
 def _function(node: Node) -> str:
     """Name the ONNX function of a node: it must tell everything that the body depends on."""
     v, mask, lengths = node.inputs[4:]
     query, params = node.required(0), node.params
     parts = {
-        _DTYPES.get(str(query.dtype), ""): True,
+        IN_A_NAME[query.dtype.name]: True,
         "Concat": v is not None,
         f"Within{params['half_width']}": True,
         "Renormalized": params["renormalize"],

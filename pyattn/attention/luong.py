@@ -20,7 +20,7 @@ from pyattn.attention.local import LOCAL
 from pyattn.attention.position import POSITION
 from pyattn.attention.sdpa import scaled_dot_product_attention
 from pyattn.dtypes import compute_dtype
-from pyattn.ops import arange_like, astype, expand_dims, linear, matmul, take
+from pyattn.ops import arange_like, astype, expand_dims, linear, matmul, size, take
 from pyattn.tensor import Dim, Tensor, Value, apply, spec_of
 
 AUX = ("weights", "lse", "max", "entropy")
@@ -317,4 +317,4 @@ def _centres(query: Value, key: Value, kv_lengths: Value | None, weight: Any, v:
     if kv_lengths is not None:
         return share * expand_dims(astype(kv_lengths, wide), 1)
     keys = key.shape[1]
-    return share * (astype(graph.count(key, 1), wide) if isinstance(keys, Dim) else float(keys))
+    return share * (astype(size(key, 1), wide) if isinstance(keys, Dim) else float(keys))

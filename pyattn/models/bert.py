@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 
 from pyattn.attention.varlen import places
-from pyattn.io import load
+from pyattn.models.checkpoint import fill, load_weights, read_config
 from pyattn.nn import Dropout, Embedding, LayerNorm, Linear, Module, TransformerEncoderLayer
 from pyattn.nn.transformer import Activation
 from pyattn.ops import arange_like, astype, expand_dims, getitem, take, tanh
@@ -39,37 +36,8 @@ class BertConfig:
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
         """Read ``config.json``; ValueError where it does not describe a BERT encoder."""
-        given = read_json(path)
-        required = {"model_type": "bert", "position_embedding_type": "absolute"}
-        for key, wanted in required.items():
-            if given.get(key, wanted) != wanted:
-                raise ValueError(f"{path}: {key} must be {wanted!r}; got {given[key]!r}")
-        if given.get("is_decoder", False):
-            raise ValueError(f"{path}: is_decoder is true; Bert is an encoder")
-        known = {field.name for field in fields(cls)}
-        try:
-            config = cls(**{key: value for key, value in given.items() if key in known})
-        except TypeError as error:
-            raise ValueError(f"{path}: {error}") from None
-        for field in fields(cls):
-            value = getattr(config, field.name)
-            if not isinstance(value, _KINDS[str(field.type)]) or isinstance(value, bool):
-                raise ValueError(f"{path}: {field.name} must be {field.type}; got {value!r}")
-        return config
-
-
-_KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str}
-
-
-def read_json(path: str | os.PathLike[str], kind: type = dict) -> Any:
-    """Read a JSON file that holds a ``kind``; ValueError with the path where it does not."""
-    try:
-        value = json.loads(Path(path).read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, kind):
-        raise ValueError(f"{path} must hold a {kind.__name__}; got {type(value).__name__}")
-    return value
+        required: dict[str, Any] = {"model_type": "bert", "position_embedding_type": "absolute"}
+        return read_config(cls, path, required | {"is_decoder": False})
 
 
 class Bert(Module):
@@ -203,31 +171,7 @@ class Bert(Module):
         if not any(name.startswith("pooler.") for name in found):
             self.pooler = None
         names = {name: _checkpoint_name(name) for name in self.parameters()}
-        missing = [name for name in names.values() if name not in found]
-        unexpected = sorted(found.keys() - set(names.values()))
-        report = f"{folder}: missing {missing or 'none'}, unexpected {unexpected or 'none'}"
-        if missing or (unexpected and strict):
-            raise ValueError(report)
-        if unexpected:
-            warnings.warn(report, stacklevel=3)
-        return self.load({ours: _float32(found[theirs]) for ours, theirs in names.items()})
-
-
-def load_weights(folder: str | os.PathLike[str]) -> dict[str, Array]:
-    """Read ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists."""
-    base = Path(folder)
-    index = base / "model.safetensors.index.json"
-    if (base / "model.safetensors").is_file() or not index.is_file():
-        return load(base / "model.safetensors")
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, Mapping):
-        raise ValueError(f"{index} has no weight_map")
-    weights: dict[str, Array] = {}
-    for shard in sorted(set(shards.values())):
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise ValueError(f"{index}: {shard!r} is not a file name")
-        weights |= load(base / shard)
-    return weights
+        return fill(self, names, found, folder, strict=strict)
 
 
 def _plain_name(name: str) -> str:
@@ -259,7 +203,3 @@ def _checkpoint_name(name: str) -> str:
         if rest.startswith(ours):
             return f"encoder.layer.{number}.{theirs}{rest.removeprefix(ours)}"
     raise KeyError(name)
-
-
-def _float32(array: Array) -> Array:
-    return array if array.dtype == np.float32 else array.astype(np.float32)

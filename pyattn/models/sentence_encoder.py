@@ -12,7 +12,8 @@ import numpy as np
 from pyattn.attention.varlen import places
 from pyattn.export import Input
 from pyattn.extras import needs
-from pyattn.models.bert import Bert, read_json
+from pyattn.models.bert import Bert
+from pyattn.models.checkpoint import read_json
 from pyattn.nn import Module
 from pyattn.ops import (
     arange_like,

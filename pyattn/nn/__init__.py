@@ -5,6 +5,7 @@ from pyattn.nn.attention import (
     MultiHeadAttention,
     SelfAttention,
 )
+from pyattn.nn.cache import KeyValueCache, LayerCache
 from pyattn.nn.decoder import (
     BahdanauDecoderCell,
     BahdanauState,
@@ -17,6 +18,7 @@ from pyattn.nn.luong import LuongAttention
 from pyattn.nn.module import Module
 from pyattn.nn.output import MaxoutOutput, PointerOutput
 from pyattn.nn.recurrent import GRU, LSTM, GRUCell, LSTMCell
+from pyattn.nn.search import beam_search, greedy_search, repeat_entries
 from pyattn.nn.transformer import TransformerEncoderLayer
 
 __all__ = [
@@ -28,7 +30,9 @@ __all__ = [
     "Dropout",
     "Embedding",
     "GRUCell",
+    "KeyValueCache",
     "LSTMCell",
+    "LayerCache",
     "LayerNorm",
     "Linear",
     "LuongAttention",
@@ -43,4 +47,7 @@ __all__ = [
     "SelfAttention",
     "Source",
     "TransformerEncoderLayer",
+    "beam_search",
+    "greedy_search",
+    "repeat_entries",
 ]

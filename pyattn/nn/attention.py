@@ -12,6 +12,7 @@ from pyattn.attention import (
     scaled_dot_product_attention,
     varlen_attention,
 )
+from pyattn.nn.cache import LayerCache
 from pyattn.nn.layers import Linear
 from pyattn.nn.module import Module, uniform
 from pyattn.ops import expand_dims, multiply, reshape, sqrt, sum, transpose
@@ -178,11 +179,17 @@ class SelfAttention(MultiHeadAttention):
         is_causal: bool = False,
         kv_lengths: Value | None = None,
         cu_seqlens: Value | None = None,
+        cache: LayerCache | None = None,
+        query_start: Value | None = None,
         aux: Sequence[str] = (),
     ) -> Any:
         """Attend within ``x (B, T, size)``; the rest as for :class:`MultiHeadAttention`.
 
         ``aux=("weights",)`` returns the map ``(B, H, T, T)`` too, for one head as for several.
+
+        With a ``cache`` of the tokens before, ``x`` are those from ``query_start (B,)`` on; they
+        attend causally to the tokens before and to each other, and the cache with them in it comes
+        behind the output.
 
         With ``cu_seqlens`` ``(B + 1,)`` the sequences are packed one behind the other, ``x (N,
         size)``, as in :func:`pyattn.varlen_attention`: no padding, hence no masks and lengths.
@@ -191,6 +198,8 @@ class SelfAttention(MultiHeadAttention):
             if attn_mask is not None or kv_lengths is not None:
                 raise ValueError("SelfAttention: cu_seqlens excludes attn_mask and kv_lengths")
             return self._packed(x, cu_seqlens, is_causal, aux)
+        if cache is not None:
+            return self._cached(x, cache, query_start, attn_mask, kv_lengths, aux)
         if self.score == "scaled-dot":
             return super().__call__(
                 x, x, x, attn_mask, is_causal=is_causal, kv_lengths=kv_lengths, aux=aux
@@ -219,6 +228,31 @@ class SelfAttention(MultiHeadAttention):
         )
         joined, *extra = result if isinstance(result, tuple) else (result,)
         return (self.output(joined), *extra) if extra else self.output(joined)
+
+    def _cached(
+        self,
+        x: Value,
+        cache: LayerCache,
+        query_start: Value | None,
+        attn_mask: Value | None,
+        kv_lengths: Value | None,
+        aux: Sequence[str],
+    ) -> Any:
+        if self.score != "scaled-dot":
+            raise ValueError(f"SelfAttention: cache is not for score {self.score!r}")
+        if query_start is None or attn_mask is not None or kv_lengths is not None:
+            raise ValueError(
+                "SelfAttention: cache needs query_start, and excludes attn_mask and kv_lengths"
+            )
+        self._require_sequences(x=x)
+        key, value = (self._split(part(x), self.kv_heads) for part in (self.key, self.value))
+        cache = cache.append(key, value, query_start)
+        result = scaled_dot_product_attention(
+            self._split(self.query(x), self.heads), cache.key, cache.value, is_causal=True,
+            query_start=query_start, aux=aux,
+        )  # fmt: skip
+        output, *extra = joined if isinstance(joined := self._joined(result), tuple) else (joined,)
+        return (output, cache, *extra)
 
     def _packed(self, x: Value, cu_seqlens: Value, is_causal: bool, aux: Sequence[str]) -> Any:
         if self.score == "additive":

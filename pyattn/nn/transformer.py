@@ -1,20 +1,26 @@
-"""The Transformer's encoder layer."""
+"""The Transformer's encoder layer, which with causal attention is that of GPT's decoders too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from pyattn.nn.attention import SelfAttention
+from pyattn.nn.cache import LayerCache
 from pyattn.nn.layers import Dropout, LayerNorm, Linear
 from pyattn.nn.module import Module
 from pyattn.ops import gelu, relu
 from pyattn.tensor import Value
 
-Activation = Literal["gelu", "relu"]
-ACTIVATIONS: dict[str, Callable[[Value], Any]] = {"gelu": gelu, "relu": relu}
+Activation = Literal["gelu", "gelu_tanh", "relu"]
+ACTIVATIONS: dict[str, Callable[[Value], Any]] = {
+    "gelu": gelu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+    "relu": relu,
+}
 
 
 class TransformerEncoderLayer(Module):
@@ -27,7 +33,7 @@ class TransformerEncoderLayer(Module):
     hidden_size:
         The inner size of the network.
     activation:
-        "gelu" or "relu".
+        "gelu", its approximation "gelu_tanh", or "relu".
     norm_first:
         False normalises after each residual, as in the paper and in BERT; True before each part.
     dropout:
@@ -76,12 +82,15 @@ class TransformerEncoderLayer(Module):
         is_causal: bool = False,
         kv_lengths: Value | None = None,
         cu_seqlens: Value | None = None,
+        cache: LayerCache | None = None,
+        query_start: Value | None = None,
         rng: np.random.Generator | None = None,
         aux: Sequence[str] = (),
     ) -> Any:
         """Map ``x (B, T, size)`` to the same shape; masks as in :class:`SelfAttention`.
 
-        With ``cu_seqlens``, ``x (N, size)`` holds packed sequences.
+        With ``cu_seqlens``, ``x (N, size)`` holds packed sequences; with a ``cache``, ``x`` are the
+        tokens from ``query_start`` on, and the cache with them in it comes behind the result.
 
         ``rng`` switches dropout on. ``aux`` returns the attention's auxiliary results as well.
         """
@@ -91,6 +100,8 @@ class TransformerEncoderLayer(Module):
             is_causal=is_causal,
             kv_lengths=kv_lengths,
             cu_seqlens=cu_seqlens,
+            cache=cache,
+            query_start=query_start,
             aux=aux,
         )
         attended, *extra = result if isinstance(result, tuple) else (result,)

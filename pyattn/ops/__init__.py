@@ -37,6 +37,7 @@ from pyattn.ops.index import (
     length_mask,
     repeat,
     scatter_add,
+    size,
     take,
     take_along,
     zeros_like,
@@ -45,7 +46,7 @@ from pyattn.ops.layers import dropout, gelu, layer_norm, rms_norm
 from pyattn.ops.linalg import linear, matmul
 from pyattn.ops.loop import loop
 from pyattn.ops.recurrent import gru, gru_cell, lstm, lstm_cell
-from pyattn.ops.reduce import all, argmax, log_softmax, max, mean, softmax, sum
+from pyattn.ops.reduce import all, argmax, log_softmax, max, mean, softmax, sum, top_k
 from pyattn.ops.rotary import rotary_embedding
 from pyattn.ops.shape import concat, expand_dims, getitem, pad, reshape, stack, transpose
 
@@ -97,6 +98,7 @@ __all__ = [
     "rotary_embedding",
     "scatter_add",
     "sigmoid",
+    "size",
     "softmax",
     "sqrt",
     "stack",
@@ -105,6 +107,7 @@ __all__ = [
     "take",
     "take_along",
     "tanh",
+    "top_k",
     "transpose",
     "where",
     "zeros_like",

@@ -14,20 +14,33 @@ from pyattn.ops.shape import expand_dims
 from pyattn.tensor import Array, Dim, Node, Op, Spec, Value, apply, rank_of
 
 
+def _size_shape(x: Spec, *, axis: int) -> Spec:
+    normalize_axis("size", axis, x.ndim)
+    return Spec((), INT64)
+
+
+def _size_onnx(graph: Any, node: Node, x: str) -> Any:
+    axis = node.params["axis"] % node.required(0).ndim
+    sizes = graph.node("Shape", x, start=axis, end=axis + 1)
+    return graph.node("Squeeze", sizes, graph.constant(np.array([0], np.int64)))
+
+
+_SIZE = Op(
+    "size",
+    lambda x, axis: np.array(x.shape[axis], np.int64),
+    _size_shape,
+    onnx=_size_onnx,
+)
+
+
 def _arange_like_shape(x: Spec, *, axis: int) -> Spec:
     return Spec((x.shape[normalize_axis("arange_like", axis, x.ndim)],), INT64)
 
 
 def _arange_like_onnx(graph: Any, node: Node, x: str) -> Any:
-    source = node.required(0)
-    axis = node.params["axis"] % source.ndim
-    size = graph.node(
-        "Squeeze",
-        graph.node("Shape", x, start=axis, end=axis + 1),
-        graph.constant(np.array([0], np.int64)),
-    )
+    count = _size_onnx(graph, node, x)
     zero, one = graph.constant(np.array(0, np.int64)), graph.constant(np.array(1, np.int64))
-    return graph.node("Range", zero, size, one)
+    return graph.node("Range", zero, count, one)
 
 
 _ARANGE_LIKE = Op(
@@ -39,11 +52,11 @@ _ARANGE_LIKE = Op(
 
 
 def _take_shape(table: Spec, indices: Spec) -> Spec:
-    if table.ndim != 2 or indices.dtype.kind not in "iu":
+    if table.ndim < 1 or indices.dtype.kind not in "iu":
         raise TypeError(
-            f"{join('take', table, indices)}; expected a (rows, columns) table and integer indices"
+            f"{join('take', table, indices)}; expected a (rows, ...) table and integer indices"
         )
-    return Spec((*indices.shape, table.shape[1]), table.dtype)
+    return Spec((*indices.shape, *table.shape[1:]), table.dtype)
 
 
 def _take_eval(table: Array, indices: Array) -> Array:
@@ -59,7 +72,7 @@ def _take_vjp(
 ) -> tuple[Array, None]:
     table, indices = inputs
     gradient = np.zeros_like(table)
-    np.add.at(gradient, indices.reshape(-1), g[0].reshape(-1, table.shape[1]))
+    np.add.at(gradient, indices.reshape(-1), g[0].reshape(indices.size, *table.shape[1:]))
     return gradient, None
 
 
@@ -214,8 +227,13 @@ def arange_like(x: Value, axis: int) -> Any:
     return apply(_ARANGE_LIKE, x, axis=axis)
 
 
+def size(x: Value, axis: int) -> Any:
+    """Return the size of an axis of ``x``, int64 of rank 0, also where only a run knows it."""
+    return apply(_SIZE, x, axis=axis)
+
+
 def take(table: Value, indices: Value) -> Any:
-    """Return the rows of ``table (rows, columns)`` at integer ``indices (...)``: an embedding.
+    """Return the rows of ``table (rows, ...)`` at integer ``indices (...)``: an embedding.
 
     Raises ValueError for an index outside the table; a negative index is outside.
     """

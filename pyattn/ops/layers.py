@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,9 +17,11 @@ from pyattn.ops._rules import (
     through_float32,
     unbroadcast,
 )
-from pyattn.ops.elementwise import astype, erf, multiply, sqrt
+from pyattn.ops.elementwise import astype, erf, multiply, sqrt, tanh
 from pyattn.ops.reduce import mean
 from pyattn.tensor import Array, Node, Op, Spec, Tensor, TraceError, Value, apply, rank_of
+
+GELU_OPSET = 20
 
 
 def _gelu_expand(x: Value) -> Any:
@@ -35,11 +37,40 @@ def _gelu_vjp(_: Node, g: tuple[Array], inputs: tuple[Array], __: tuple[Array]) 
 
 
 def _gelu_onnx(graph: Any, _: Node, x: str) -> Any:
-    return graph.node("Gelu", x, approximate="none") if graph.opset >= 20 else None
+    return graph.node("Gelu", x, approximate="none") if graph.opset >= GELU_OPSET else None
 
 
 _GELU = Op(
     "gelu", _core.gelu, same_spec("gelu", floating=True), _gelu_vjp, _gelu_onnx, _gelu_expand
+)
+
+
+_BELL = math.sqrt(2 / math.pi)
+_CUBIC = 0.044715
+
+
+def _gelu_tanh(x: Array) -> Array:
+    inner = x * x
+    inner *= _BELL * _CUBIC
+    inner += _BELL
+    inner *= x
+    np.tanh(inner, out=inner)
+    inner += 1
+    inner *= x
+    inner *= 0.5
+    return inner
+
+
+def _gelu_tanh_onnx(graph: Any, _: Node, x: str) -> Any:
+    return graph.node("Gelu", x, approximate="tanh") if graph.opset >= GELU_OPSET else None
+
+
+_GELU_TANH = Op(
+    "gelu_tanh",
+    _gelu_tanh,
+    same_spec("gelu", floating=True),
+    onnx=_gelu_tanh_onnx,
+    expand=lambda x: x * 0.5 * (tanh((x * x * _CUBIC + 1.0) * x * _BELL) + 1.0),
 )
 
 
@@ -132,9 +163,15 @@ _RMS_NORM = Op(
 )
 
 
-def gelu(x: Value) -> Any:
-    """Return ``0.5 x (1 + erf(x / sqrt 2))``, the exact GELU (arXiv:1606.08415)."""
-    return apply(_GELU, x)
+def gelu(x: Value, approximate: Literal["none", "tanh"] = "none") -> Any:
+    """Return ``0.5 x (1 + erf(x / sqrt 2))``, the GELU (arXiv:1606.08415).
+
+    With ``approximate="tanh"``, as in GPT-2,
+    ``0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))``.
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f'gelu: approximate must be "none" or "tanh"; got {approximate!r}')
+    return apply(_GELU if approximate == "none" else _GELU_TANH, x)
 
 
 def layer_norm(x: Value, weight: Value, bias: Value, *, eps: float = 1e-5) -> Any:

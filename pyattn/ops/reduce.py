@@ -127,6 +127,48 @@ _ARGMAX = Op(
 )
 
 
+def _top_k_shape(x: Spec, *, k: int) -> tuple[Spec, Spec]:
+    require_numbers("top_k", x)
+    if x.ndim < 1 or isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise ValueError(f"top_k: k must be a positive integer, and x have an axis; got {k}, {x}")
+    if isinstance(x.shape[-1], int) and x.shape[-1] < k:
+        raise ValueError(f"top_k: k must be at most {x.shape[-1]}, the last axis of {x}; got {k}")
+    shape = (*x.shape[:-1], int(k))
+    return Spec(shape, x.dtype), Spec(shape, INT64)
+
+
+def _top_k(x: Array, k: int) -> tuple[Array, Array]:
+    rows = x.reshape(-1, x.shape[-1])
+    places = np.empty((len(rows), k), np.int64)
+    for row, found in zip(rows, places, strict=True):
+        least = np.partition(row, -k)[-k]
+        # More than k of them where some are equal; a stable sort takes the first ones then.
+        candidates = np.flatnonzero(row >= least)
+        order = np.argsort(-row[candidates], kind="stable")[:k]
+        found[:] = candidates[order]
+    places = places.reshape(*x.shape[:-1], k)
+    return np.take_along_axis(x, places, -1), places
+
+
+def _top_k_vjp(
+    _: Node, g: tuple[Array, Any], x: tuple[Array], y: tuple[Array, Array]
+) -> tuple[Array]:
+    gradient = np.zeros_like(x[0])
+    np.put_along_axis(gradient, y[1], g[0], -1)
+    return (gradient,)
+
+
+_TOP_K = Op(
+    "top_k",
+    _top_k,
+    _top_k_shape,
+    _top_k_vjp,
+    lambda graph, node, x: graph.node(
+        "TopK", x, graph.constant(np.array([node.params["k"]], np.int64)), outputs=2
+    ),
+)
+
+
 def _axes(name: str, x: Value, axis: int | Sequence[int] | None) -> Axes:
     rank = rank_of(name, x)
     if axis is None:
@@ -169,6 +211,15 @@ def log_softmax(x: Value) -> Any:
 def argmax(x: Value, axis: int = -1) -> Any:
     """Return the int64 place of the largest entry along an axis, of equal ones the first."""
     return apply(_ARGMAX, x, axis=normalize_axis("argmax", axis, rank_of("argmax", x)))
+
+
+def top_k(x: Value, k: int) -> tuple[Any, Any]:
+    """Return the ``k`` largest entries of the last axis, falling, and their int64 places.
+
+    Of equal entries the first come first. ``x`` holds no NaN.
+    """
+    values, places = apply(_TOP_K, x, k=k)
+    return values, places
 
 
 def all(x: Value, axis: int | Sequence[int] | None = None) -> Any:

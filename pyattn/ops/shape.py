@@ -20,8 +20,9 @@ def _reshaped(shape: tuple[Size, ...], target: tuple[int, ...]) -> tuple[Size, .
         raise ValueError(f"reshape: target {target} copies an axis that {shape} does not have")
     sizes: list[Size] = [shape[i] if size == 0 else size for i, size in enumerate(target)]
     left = [size for i, size in enumerate(shape) if i >= len(target) or target[i] != 0]
-    named = [size for size in left if isinstance(size, Dim)]
-    have = math.prod(size for size in left if not isinstance(size, Dim))
+    parts = [(s.product or (s, 1)) if isinstance(s, Dim) else (None, s) for s in left]
+    named = [dim for dim, _ in parts if dim is not None]
+    have = math.prod(count for _, count in parts)
     want = math.prod(size for size in target if size > 0)
     fits = have % want == 0 if -1 in target else have == want and not named
     if not fits:
