@@ -46,7 +46,7 @@ def found(results: Results) -> list[Target]:
             suites.setdefault(report.suite_of(rows[0]), {})[case.split("/", 1)[1]] = rows
     rules: tuple[Callable[[dict[str, dict[str, Rows]]], Iterator[Target]], ...] = (
         _prefill, _matrix_rate, _narrow, _decode, _tiny, _backward, _window, _mask,
-        _additive, _local, _recurrent, _onnx,
+        _additive, _local, _recurrent, _onnx, _decoders,
     )  # fmt: skip
     return [target for rule in rules for target in rule(suites)]
 
@@ -201,6 +201,13 @@ def _onnx(suites: Suites) -> Iterator[Target]:
     sentences = {case: rows for case, rows in cases.items() if case.startswith("minilm")}
     for peer in ("openvino", "torch"):
         yield from _ratios(f"packed sentences, times {peer}", sentences, 1.0, peer)
+
+
+def _decoders(suites: Suites) -> Iterator[Target]:
+    for suite, wanted in (("gpt2", 1.5), ("translator", 1.0)):
+        for case, rows in suites.get(suite, {}).items():
+            work = f"{suite}, times torch's exports in ONNX Runtime"
+            yield from _ratios(work, {case: rows}, wanted, "torch.onnx.export")
 
 
 def _recurrent(suites: Suites) -> Iterator[Target]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pyattn as pa
-from pyattn import _core, ops
+from pyattn import _core, nn, ops
 from pyattn.tensor import Tensor
 from tests.reference import max_error, tolerance
 from tests.test_recurrent import all_gradients, layer_inputs
@@ -241,3 +241,28 @@ def test_the_core_refuses_what_it_could_not_read(name: str) -> None:
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("op", ["gru", "gru before", "lstm"])
+@pytest.mark.parametrize("state", [False, True])
+def test_a_large_cell_is_exported_as_its_operators(op: str, state: bool, rng: Any) -> None:
+    """ONNX Runtime packs the weights of its GRU and LSTM at every call."""
+    kind: Any = nn.LSTM if op == "lstm" else nn.GRU
+    options = {} if op == "lstm" else {"reset_after": op == "gru"}
+    layer = kind(400, 1000, **options, rng=rng)
+    assert sum(array.size for array in layer.parameters().values()) >= 1 << 22
+
+    def draw(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    inputs = {"x": pa.Input(draw(3, 1, 400), ("batch", None, None))}
+    if state:
+        names = ("h", "c") if op == "lstm" else ("h",)
+        inputs |= {name: pa.Input(draw(1, 3, 1000), (None, "batch", None)) for name in names}
+
+    def model(x: Any, h: Any = None, c: Any = None) -> Any:
+        output, last = layer(x, h if c is None else (h, c))
+        return (output, *last) if op == "lstm" else (output, last)
+
+    proto = pa.export(model, inputs)  # which compares it with the eager model
+    assert not {"GRU", "LSTM"} & {node.op_type for node in proto.graph.node}

@@ -5,12 +5,8 @@ Tokenising is left out: every contender is given the same ids. The model exporte
 """
 
 import json
-import logging
 import math
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import limits, peers
+from benchmarks import limits, peers, torch_export
 from benchmarks.harness import Case, Run
 from tests.naive import naive_sdpa
 from tests.reference import gelu, l2_normalize, layer_norm, linear, mean_pool, split_heads
@@ -29,6 +25,7 @@ TOLERANCE = 1e-5
 BATCHES = ((1, 16), (8, 64), (32, 128))
 RAGGED = (8, 32)
 SENTENCES = Path(__file__).parents[2] / "tests" / "data" / "sentences.txt"
+OUTPUT = ["sentence_embedding"]
 TRACED = {"input_ids": (2, 12), "attention_mask": (2, 12)}
 
 Ids = NDArray[np.int64]
@@ -100,12 +97,6 @@ def _config() -> dict[str, Any]:
     return config
 
 
-@cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    """Where the exported files live until the process ends."""
-    return tempfile.TemporaryDirectory(prefix="pyattn-benchmarks-")
-
-
 def sentences(batch: int) -> tuple[Ids, Ids]:
     """Every k-th of the test sentences, padded to the longest of them, at most 256 tokens."""
     lines = SENTENCES.read_text("utf-8").splitlines()
@@ -138,7 +129,7 @@ def _exported(export: Callable[[], str], feeds: peers.Feeds, threads: int) -> Ru
 
 @cache
 def _export_pyattn() -> str:
-    path = str(Path(_folder().name) / "pyattn.onnx")
+    path = torch_export.path("minilm-pyattn.onnx")
     model = encoder()
     import_module("pyattn").export(model, model.example_inputs(), path)
     return path
@@ -151,20 +142,8 @@ def _torch(feeds: peers.Feeds, threads: int) -> Run:
     return peers.torch_run(threads, partial(model, *tensors))
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of the exporters, which would run into the progress bars."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 @cache
-@_quiet()
+@torch_export.quiet()
 def _torch_model() -> Any:
     """transformers' BERT with mean pooling and normalisation, as sentence-transformers has it."""
     torch = import_module("torch")
@@ -187,46 +166,21 @@ def _torch_model() -> Any:
 
 
 @cache
-@_quiet()
 def _export_torch() -> str:
-    """The exporter built on torch.export, the default of ``torch.onnx.export``."""
-    torch, path = import_module("torch"), str(Path(_folder().name) / "torch.onnx")
-    dim = torch.export.Dim
+    dim = import_module("torch").export.Dim
     axes = {0: dim("batch", min=1, max=512), 1: dim("sequence", min=2, max=512)}
-    torch.onnx.export(
-        _torch_model(),
-        _torch_inputs(),
-        path,
-        dynamo=True,
-        input_names=list(TRACED),
-        output_names=["sentence_embedding"],
-        dynamic_shapes=(axes, axes),
-        verbose=False,
-    )
-    return path
+    return torch_export.dynamo("minilm", _torch_model(), _torch_inputs(), OUTPUT, (axes, axes))
 
 
 @cache
-@_quiet()
 def _export_torch_traced() -> str:
-    """The older exporter, built on TorchScript tracing."""
-    torch, path = import_module("torch"), str(Path(_folder().name) / "torch-traced.onnx")
-    axes = {0: "batch", 1: "sequence"}
-    torch.onnx.export(
-        _torch_model(),
-        _torch_inputs(),
-        path,
-        dynamo=False,
-        input_names=list(TRACED),
-        output_names=["sentence_embedding"],
-        dynamic_axes={**dict.fromkeys(TRACED, axes), "sentence_embedding": {0: "batch"}},
-    )
-    return path
+    axes = {name: {0: "batch", 1: "sequence"} for name in TRACED} | {OUTPUT[0]: {0: "batch"}}
+    return torch_export.traced("minilm", _torch_model(), _torch_inputs(), OUTPUT, axes)
 
 
-def _torch_inputs() -> tuple[Any, ...]:
+def _torch_inputs() -> dict[str, Any]:
     torch = import_module("torch")
-    return tuple(torch.ones(shape, dtype=torch.int64) for shape in TRACED.values())
+    return {name: torch.ones(shape, dtype=torch.int64) for name, shape in TRACED.items()}
 
 
 @cache

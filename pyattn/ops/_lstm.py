@@ -8,7 +8,7 @@ import numpy as np
 
 from pyattn import _core
 from pyattn.ops._recurrent import Layer, contiguous, rows_of, spread, states_before, wide
-from pyattn.ops._recurrent_scan import Step, scan
+from pyattn.ops._recurrent_scan import Step, is_large_cell, scan, single
 from pyattn.ops._rules import through_float32
 from pyattn.ops.elementwise import sigmoid, tanh
 from pyattn.ops.linalg import linear
@@ -111,6 +111,8 @@ def _step(node: Node) -> Step:
 
 
 def _onnx(graph: Any, node: Node, *names: str) -> Any:
+    if is_large_cell(node):
+        return single(graph, node, _step(node))
     if node.outputs[0].dtype.itemsize == 8:
         return scan(graph, node, _step(node))
     return LSTM.write(graph, node, names)
