@@ -85,9 +85,16 @@ def _exported(new: int, past: int, threads: int, dynamo: bool) -> Prepared:
 def _openvino(new: int, past: int, threads: int) -> Prepared:
     model = import_module("openvino").Core().read_model(gpt2.torch_file(dynamo=False))
     request = peers.openvino_compile(threads, model, "f32").create_infer_request()
-    for place, array in enumerate(gpt2.feeds(new, past).values()):
-        request.set_input_tensor(place, peers.openvino_tensor(np.ascontiguousarray(array)))
-    return Prepared(request.infer, lambda _: np.array(request.get_output_tensor(0).data))
+    # OpenVINO reads their memory where it is, and does not keep it.
+    given = {k: np.ascontiguousarray(x) for k, x in gpt2.feeds(new, past).items()}
+    for name, array in given.items():
+        request.set_tensor(name, peers.openvino_tensor(array))
+
+    def logits(_: Any) -> Any:
+        assert given
+        return np.array(request.get_tensor("logits").data)
+
+    return Prepared(request.infer, logits)
 
 
 def _torch(new: int, past: int, threads: int) -> Run:
@@ -107,7 +114,7 @@ def _torch(new: int, past: int, threads: int) -> Run:
             logits_to_keep=1,
         )  # fmt: skip
         if past:
-            cache.crop(past)
+            cache.crop(-new)
         return found.logits[:, -1]
 
     return peers.torch_run(threads, call)
