@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyattn.export import VerificationError
 from pyattn.extras import needs
 from pyattn.io import atomic_write
+from pyattn.model_file import inspect, one_line
 
 if TYPE_CHECKING:
     import onnx
@@ -126,7 +126,9 @@ def accelerate(
     FileNotFoundError
         When there is no such file, or one of its weights is missing.
     ValueError
-        When the model is damaged, or refers to files outside its folder.
+        When the model is damaged, or :func:`pyattn.ort.session` would refuse it unseen: a
+        :class:`pyattn.ort.ModelError` where its weights are not in plain files inside its folder,
+        for example.
     VerificationError
         When an output of the result differs from the original's by more than 1e-4 (2e-2 in float16
         and bfloat16) and 1e-4 of its largest entry, or when ONNX Runtime runs one of them not.
@@ -156,7 +158,8 @@ ScaledDotProductAttention
     """
     needs("onnx_ir", "onnx")
     proto, data, folder = _read(model)
-    locations = list(_locations(proto, folder))
+    content = proto.SerializeToString() if data is None else data
+    found = inspect(content, Path(folder) if folder else None, "accelerate")
     result, matched, left = _rewritten(proto, folder)
     difference = None
     if verify and matched:
@@ -165,10 +168,11 @@ ScaledDotProductAttention
         try:
             difference = compare(proto, result, folder)
         except Difference as error:
-            raise VerificationError(f"accelerate: {error}") from error
+            raise VerificationError(f"accelerate: {one_line(error)}") from error
     if path is not None:
-        content = result.SerializeToString() if matched or data is None else data
-        _write(content, Path(path), locations, folder)
+        if matched or data is None:
+            content = result.SerializeToString()
+        _write(content, Path(path), sorted(found.locations), folder)
     return Accelerated(result, tuple(matched), tuple(left), difference)
 
 
@@ -191,7 +195,9 @@ def _read(model: Any) -> tuple[onnx.ModelProto, bytes | None, str]:
     try:
         proto = onnx.load_model_from_string(model)
     except Exception as error:
-        raise ValueError(f"accelerate: this is not a readable ONNX model: {error}") from error
+        raise ValueError(
+            f"accelerate: this is not a readable ONNX model: {one_line(error)}"
+        ) from error
     return proto, model, folder
 
 
@@ -207,51 +213,13 @@ def _rewritten(proto: onnx.ModelProto, folder: str) -> tuple[onnx.ModelProto, li
     try:
         return rewrite(proto, folder)
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(
             f"accelerate: the model is damaged, or of no known kind: {what}"
         ) from error
 
 
-def _locations(proto: onnx.ModelProto, folder: str) -> Iterator[Path]:
-    """Yield the files with weights; raise where one is outside the model's folder, or missing."""
-    from onnx.external_data_helper import uses_external_data
-
-    nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
-    seen = set()
-    for tensor in (*proto.graph.initializer, *_tensors(nodes)):
-        if not uses_external_data(tensor):
-            continue
-        named = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
-        if named in seen:
-            continue
-        seen.add(named)
-        parts = PurePosixPath(named).parts
-        if not parts or PurePosixPath(named).is_absolute() or ".." in parts:
-            raise ValueError(f"accelerate: weights lie outside the model's folder: {named!r}")
-        if not folder:
-            raise ValueError(
-                f"accelerate: the weights are in the file {named!r}; give the model's path instead "
-                "of its content"
-            )
-        file = Path(folder, named)
-        if not file.is_file():
-            raise FileNotFoundError(f"accelerate: the file with weights {file} is missing")
-        if not file.resolve().is_relative_to(folder):
-            raise ValueError(f"accelerate: weights lie outside the model's folder: {named!r}")
-        yield Path(named)
-
-
-def _tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    """Yield the tensors in the attributes of nodes, and in branches and loops."""
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from graph.initializer
-            yield from _tensors(graph.node)
-
-
-def _write(content: bytes, target: Path, locations: list[Path], folder: str) -> None:
+def _write(content: bytes, target: Path, locations: list[str], folder: str) -> None:
     """Write the model, behind the weights that it refers to."""
     for named in locations:
         source, copy = Path(folder, named), target.parent / named

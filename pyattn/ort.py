@@ -11,13 +11,14 @@ import ctypes
 import functools
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyattn import runtime
 from pyattn.extras import needs
+from pyattn.model_file import Contents, ModelError, inspect, mapped, one_line
 from pyattn.onnx_graph import DOMAIN
 from pyattn.ort_decoder import Decoder as Decoder
 
@@ -96,11 +97,22 @@ def session(
     ------
     ValueError
         For a number of threads below 1.
+    ModelError
+        A ValueError: when the model is damaged, when its weights are not in plain files inside its
+        folder, when its functions call each other without end or constants make it a tensor of
+        more than 2**28 entries, and when ONNX Runtime refuses it.
+    TypeError
+        When ``model`` is nothing of the above.
     FileNotFoundError
-        When the model is to be accelerated and pyattn was built without the library.
+        When there is no such file, when one of its weights is missing, or when the model is to be
+        accelerated and pyattn was built without the library.
+
+    Notes
+    -----
+    Of the model itself only what says which nodes there are is read here, not its weights. What a
+    run computes, and how much memory that takes, is up to the model.
     """
     needs("onnxruntime", "onnx")
-    needs("onnx", "onnx")
     import onnxruntime
 
     count = runtime.threads() if threads is None else threads
@@ -110,9 +122,14 @@ def session(
     options.intra_op_num_threads = count
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    source = _content(model)
+    if isinstance(source, Path):
+        contents = inspect(mapped(source, "session"), source.parent, "session")
+    else:
+        contents = inspect(source, Path(folder) if folder else None, "session")
     placements = [
         Placement(node, operator, accelerate and has_kernel(operator))
-        for node, operator in _calls(_read(model))
+        for node, operator in _calls(contents)
     ]
     names = sorted({x.operator for x in placements if x.accelerated})
     if names:
@@ -122,11 +139,13 @@ def session(
     if folder:
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(folder))
-    source: Any = os.fspath(model) if isinstance(model, os.PathLike) else model
-    if not isinstance(model, (bytes, str, os.PathLike)):
-        source = model.SerializeToString()
     provider = ("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})
-    made = onnxruntime.InferenceSession(source, options, providers=[provider])
+    try:
+        made = onnxruntime.InferenceSession(
+            source, options, providers=[provider], enable_fallback=0
+        )
+    except Exception as error:  # its classes have no other one in common
+        raise ModelError(f"session: ONNX Runtime refuses the model: {one_line(error)}") from error
     made._pyattn_placements = tuple(placements)
     return made
 
@@ -166,29 +185,26 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _read(model: Model) -> onnx.ModelProto:
-    """Return the model without the weights that lie in files of their own."""
-    import onnx
-
+def _content(model: Model) -> bytes | Path:
+    """Return what ONNX Runtime is to load: bytes, or the path of a file."""
     if isinstance(model, bytes):
-        return onnx.load_from_string(model)
+        return model
     if isinstance(model, (str, os.PathLike)):
-        return onnx.load(model, load_external_data=False)
-    return model
+        return Path(model)
+    if not hasattr(model, "SerializeToString"):
+        raise TypeError(
+            f"session: model must be a path, bytes or a ModelProto; got {type(model).__name__}"
+        )
+    try:
+        content: bytes = model.SerializeToString()
+    except Exception as error:  # of protobuf, whose classes differ between its versions
+        raise ModelError(f"session: the model cannot be written as bytes: {error}") from error
+    return content
 
 
-def _calls(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+def _calls(contents: Contents) -> Iterator[tuple[str, str]]:
     """Yield the name and the operator of each node that calls a function of the domain."""
-    bodies: list[Sequence[onnx.NodeProto]] = [model.graph.node, *(f.node for f in model.functions)]
-    for body in bodies:
-        for node in _nodes(body):
-            if node.domain == DOMAIN:
-                yield node.name or node.output[0], node.op_type
-
-
-def _nodes(body: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in body:
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _nodes(graph.node)
+    for calls in (contents.calls, *contents.bodies.values()):
+        for node, (domain, operator) in calls:
+            if domain == DOMAIN:
+                yield node, operator

@@ -22,10 +22,13 @@ from pyattn.ort import has_kernel, session
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 INT32, INT64 = TensorProto.INT32, TensorProto.INT64
 
-# What onnxruntime raises; each kind of status has a class of its own.
-ERRORS = tuple(
-    getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
-    for name in ("Fail", "InvalidArgument", "RuntimeException", "InvalidGraph")
+# What a run raises: in onnxruntime each kind of status has a class of its own.
+ERRORS = (
+    ort.ModelError,
+    *(
+        getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
+        for name in ("Fail", "InvalidArgument", "RuntimeException", "InvalidGraph")
+    ),
 )
 
 SDPA = ["query", "key", "value", "attn_mask", "kv_lengths", "query_start", "alibi_slopes", "sinks"]

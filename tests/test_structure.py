@@ -22,7 +22,7 @@ PACKAGE = ROOT / "pyattn"
 
 # A module may import modules of its own layer and of earlier ones.
 LAYERS = [
-    {"_core", "dims", "dtypes", "extras", "interchange"},
+    {"_core", "dims", "dtypes", "extras", "interchange", "model_file"},
     {"tensor", "walk"},
     {"ops", "runtime"},
     {"grad", "io", "onnx_graph", "optim", "ort", "ort_decoder"},
