@@ -302,7 +302,7 @@ class Graph:
     def _define(self, name: str, node: Node) -> onnx.FunctionProto:
         from onnx import helper
 
-        outputs = ["output", *node.params["aux"]]
+        outputs = ["output", *node.params.get("aux", ())]
         graph = Graph(self._shared, function=True, taken=[*node.op.arguments, *outputs])
         references = {key: _attribute_of(node, key) for key in node.op.attributes}
         formal = Node(

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
     import onnxruntime
 
     Model = onnx.ModelProto | bytes | str | os.PathLike[str]
+
+__all__ = [
+    "ModelError",
+    "Placement",
+    "custom_ops_library",
+    "describe",
+    "has_kernel",
+    "session",
+]
 
 LIBRARY = "pyattn_ort"
 
@@ -80,7 +89,9 @@ def session(
         A ModelProto, its bytes, or the path of a file.
     accelerate:
         Whether pyattn's kernels run where the model calls a function of the domain ``pyattn``;
-        :func:`describe` tells where they do. Otherwise the bodies of the functions run.
+        :func:`describe` tells where they do. Otherwise the bodies of the functions run; also where
+        ONNX Runtime takes the model with them only, because somebody changed its types to float16,
+        for example.
     threads:
         How many, by default :func:`pyattn.runtime.threads`, which heeds the affinity mask and the
         container's limit; ONNX Runtime by itself heeds neither.
@@ -113,15 +124,9 @@ def session(
     run computes, and how much memory that takes, is up to the model.
     """
     needs("onnxruntime", "onnx")
-    import onnxruntime
-
     count = runtime.threads() if threads is None else threads
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"session: threads must be an integer of 1 or more; got {threads!r}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = count
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     source = _content(model)
     if isinstance(source, Path):
         contents = inspect(mapped(source, "session"), source.parent, "session")
@@ -131,23 +136,46 @@ def session(
         Placement(node, operator, accelerate and has_kernel(operator))
         for node, operator in _calls(contents)
     ]
-    names = sorted({x.operator for x in placements if x.accelerated})
+    names = {x.operator for x in placements if x.accelerated}
+    try:
+        made = _started(source, folder, count, names)
+    except ModelError as refused:
+        # A kernel is for the types that its name tells; a body may be for others, too.
+        if not names:
+            raise
+        try:
+            made = _started(source, folder, count, set())
+        except ModelError:
+            raise refused from None
+        placements = [replace(x, accelerated=False) for x in placements]
+    made._pyattn_placements = tuple(placements)
+    return made
+
+
+def _started(
+    source: bytes | Path, folder: str | os.PathLike[str] | None, threads: int, names: set[str]
+) -> onnxruntime.InferenceSession:
+    """Return a session in which the operators ``names`` have kernels."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
     if names:
-        options.add_session_config_entry("pyattn.operators", ",".join(names))
-        options.add_session_config_entry("pyattn.threads", str(count))
+        options.add_session_config_entry("pyattn.operators", ",".join(sorted(names)))
+        options.add_session_config_entry("pyattn.threads", str(threads))
         options.register_custom_ops_library(str(custom_ops_library()))
     if folder:
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(folder))
     provider = ("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})
     try:
-        made = onnxruntime.InferenceSession(
+        return onnxruntime.InferenceSession(
             source, options, providers=[provider], enable_fallback=0
         )
     except Exception as error:  # its classes have no other one in common
         raise ModelError(f"session: ONNX Runtime refuses the model: {one_line(error)}") from error
-    made._pyattn_placements = tuple(placements)
-    return made
 
 
 def describe(session: onnxruntime.InferenceSession) -> tuple[Placement, ...]:
@@ -167,6 +195,8 @@ def describe(session: onnxruntime.InferenceSession) -> tuple[Placement, ...]:
 
 def has_kernel(operator: str) -> bool:
     """Return whether the library has a kernel for a function of the domain ``pyattn``."""
+    if "\0" in operator:  # which would end it there
+        return False
     known: bool = _library().pyattn_has_operator(operator.encode())
     return known
 

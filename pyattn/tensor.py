@@ -66,7 +66,7 @@ class Op:
         For an attention mechanism: ``function(node)`` names the model-local ONNX function whose
         inputs are called ``arguments``; ``attributes`` lists the float parameters that travel as
         attributes of its call. A mechanism has a parameter ``aux``: the names of the outputs behind
-        the first, ``"weights"`` among them if asked for.
+        the first, if there are any, ``"weights"`` among them if asked for.
     optional:
         How many of the last inputs may be None.
     has_weights:

@@ -94,7 +94,8 @@ def test_export_in_float16(opset: int, standard: bool, rng: Any, session: Any) -
 
     inputs = {"x": x, "positions": positions.astype(np.int32)}
     proto = pa.export(model, inputs, opset=opset, verify=False)
-    operators = {node.op_type for node in proto.graph.node}
+    bodies = (proto.graph, *proto.functions)
+    operators = {node.op_type for body in bodies for node in body.node}
     assert ({"RotaryEmbedding", "RMSNormalization"} <= operators) == standard
     (found,) = session(proto).run(None, inputs)
     assert found.dtype == np.float16
@@ -143,7 +144,7 @@ def test_a_position_outside_the_tables_is_refused_by_the_exported_file_too(
         bad = np.array([[0, outside, 1]])
         with pytest.raises(ValueError, match=rf"position_ids must lie in 0\.\.3.*got {outside}"):
             rotary(x, bad)
-        with pytest.raises(Exception, match=r"out of|range|bounds"):
+        with pytest.raises(Exception, match=r"out of|range|bounds|must lie in 0\.\.3"):
             run.run(None, {"x": x, "position_ids": bad})
 
 
@@ -344,7 +345,8 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "module rank": (lambda: nn.RotaryEmbedding(8, 4)(X[0, 0]), ValueError, r"\(B, H, T, D\)"),
     "core heads": (lambda: core(MERGED, heads=0), ValueError, "num_heads must divide"),
     "core rank": (lambda: core(X[0, 0]), ValueError, "x must have shape"),
-    "core dtype": (lambda: core(X.astype(np.float16)), TypeError, "float16; supported: float32"),
+    "core dtype": (lambda: core(X.astype(np.int16)), TypeError, "int16; supported: float32"),
+    "core cache dtype": (lambda: core(X.astype(np.float16)), TypeError, "cos_cache has dtype"),
     "core pairs": (lambda: core(X, *np.ones((2, 11, 5), F)), ValueError, "2 \\* pairs <= D"),
     "core sine": (lambda: core(X, TABLE, TABLE[:5]), ValueError, "the shape of cos_cache"),
     "core cache": (lambda: core(X, TABLE, TABLE, None), ValueError, r"must have shape \(B, T, pa"),

@@ -80,7 +80,8 @@ def test_the_suite_passes_through_an_exported_file(op_type: str, opset: int) -> 
                 return call(case.model.graph.node[0], list(arrays.values()))
 
             proto = pa.export(model, given, opset=opset, verify=False)
-            standard = op_type in {node.op_type for node in proto.graph.node}
+            bodies = (proto.graph, *proto.functions)
+            standard = op_type in {node.op_type for body in bodies for node in body.node}
             assert standard == (opset >= 23), name
             (found,) = session(proto).run(None, given)
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=name)

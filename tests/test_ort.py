@@ -102,6 +102,72 @@ def test_additive_bits_are_those_of_the_eager_call(rng: Any) -> None:
         np.testing.assert_array_equal(run.run(None, arrays)[0], model(**arrays)[0])
 
 
+ROTATIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "heads apart": ((2, 3, 7, 20), {}),
+    "part": ((2, 3, 7, 23), {"rotary_embedding_dim": 18}),
+    "heads together": ((2, 7, 60), {"num_heads": 3}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("positions", [None, np.int32, np.int64], ids=str)
+def test_rotary_bits_are_those_of_the_eager_call(
+    dtype: Any, rotation: str, interleaved: bool, positions: Any, rng: Any
+) -> None:
+    shape, options = ROTATIONS[rotation]
+    pairs = options.get("rotary_embedding_dim", 20) // 2
+    rows = (2, 7) if positions is None else (11,)
+    arrays = {"x": rng.standard_normal(shape).astype(np.float32)}
+    for name in ("cos_cache", "sin_cache"):
+        arrays[name] = rng.standard_normal((*rows, pairs)).astype(np.float32)
+    floats = tuple(arrays)
+    if positions is not None:
+        arrays["position_ids"] = rng.integers(0, 11, (2, 7)).astype(positions)
+
+    def turn(**inputs: Any) -> Any:
+        return ops.rotary_embedding(**inputs, interleaved=interleaved, **options)
+
+    model = narrow(floats, turn, dtype)
+    run = session(pa.export(model, arrays, opset=OPSET, verify=False))
+    assert [x.accelerated for x in describe(run)] == [True]
+    np.testing.assert_array_equal(run.run(None, arrays)[0], model(**arrays)[0])
+
+
+def test_attention_that_turns_calls_the_same_function(rng: Any) -> None:
+    names = ("query", "key", "value", "rotary_cos", "rotary_sin")
+    shapes = [(2, 4, 5, 16), (2, 4, 9, 16), (2, 4, 9, 16), (12, 6), (12, 6)]
+    given = {
+        n: rng.standard_normal(s).astype(np.float32) for n, s in zip(names, shapes, strict=True)
+    }
+
+    def model(**inputs: Any) -> Any:
+        return pa.scaled_dot_product_attention(**inputs, is_causal="bottom_right")
+
+    run = session(pa.export(model, given, opset=OPSET, verify=False))
+    rotary = "RotaryEmbeddingPositionsPairs6Of16"
+    operators = [rotary, rotary, "ScaledDotProductAttentionCausalBottomRight"]
+    assert [(x.operator, x.accelerated) for x in describe(run)] == [(n, True) for n in operators]
+    np.testing.assert_array_equal(run.run(None, given)[0], model(**given))
+
+
+def test_one_function_serves_all_ways_to_say_the_same(rng: Any) -> None:
+    x = rng.standard_normal((2, 3, 5, 8)).astype(np.float32)
+    table, at = rng.standard_normal((9, 4)).astype(np.float32), rng.integers(0, 9, (2, 5))
+
+    def model(x: Any, table: Any, at: Any) -> Any:
+        short = ops.astype(at, np.int32)
+        one = ops.rotary_embedding(x, table, table, at)
+        two = ops.rotary_embedding(one, table, table, short, rotary_embedding_dim=8)
+        return ops.rotary_embedding(two, table, table, at, num_heads=3)
+
+    given = {"x": x, "table": table, "at": at}
+    for opset in (18, OPSET):
+        proto = pa.export(model, given, opset=opset)
+        assert [f.name for f in proto.functions] == ["RotaryEmbeddingPositionsPairs4Of8"]
+
+
 def causal_model(rng: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
     arrays = {
         name: rng.standard_normal((2, 4, n, 16)).astype(np.float32)
@@ -148,6 +214,18 @@ def test_the_profile_says_the_same(rng: Any, tmp_path: Path) -> None:
     operators = {e["args"]["op_name"] for e in events if "op_name" in e.get("args", {})}
     assert "ScaledDotProductAttentionCausal" in operators
     assert not operators & {"Attention", "MatMul", "Softmax"}
+
+
+@pytest.mark.skipif(OPSET < 23, reason="the body of older opsets is for float32 only")
+def test_types_that_somebody_changed_are_for_the_body(rng: Any) -> None:
+    proto, arrays = causal_model(rng)
+    wide = session(proto).run(None, arrays)[0]
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    run = session(proto)
+    assert [x.accelerated for x in describe(run)] == [False]
+    narrowed = {name: array.astype(np.float16) for name, array in arrays.items()}
+    assert max_error(run.run(None, narrowed)[0], wide) <= 1e-2
 
 
 def test_a_function_of_somebody_else_keeps_its_body(rng: Any) -> None:
@@ -321,6 +399,11 @@ def test_a_scale_that_is_no_number() -> None:
         "LuongLocalWithin0",
         "LuongLocalWithin99999999999999999999",
         "LuongLocalWithin3BoolMask",
+        "ScaledDotProductAttention\0",
+        "RotaryEmbedding",
+        "RotaryEmbeddingPairs4",
+        "RotaryEmbeddingPairs4Of8Heads0",
+        "RotaryEmbeddingPairs4Of8Weights",
     ],
 )
 def test_names_without_a_kernel(name: str) -> None:

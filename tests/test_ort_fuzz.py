@@ -35,6 +35,7 @@ SDPA = ["query", "key", "value", "attn_mask", "kv_lengths", "query_start", "alib
 ADDITIVE = ["query", "key", "value", "v", "attn_mask", "kv_lengths", "query_start"]
 VARLEN = ["query", "key", "value", "cu_seqlens_q", "cu_seqlens_k", "alibi_slopes", "sinks"]
 PAGED = ["query", "key", "value", "block_table", "kv_lengths", "alibi_slopes", "sinks"]
+ROTARY = ["x", "cos_cache", "sin_cache", "position_ids"]
 LOCAL = ["query", "key", "value", "centre", "v", "attn_mask", "kv_lengths"]
 INPUTS = {
     "ScaledDotProductAttention": SDPA,
@@ -42,8 +43,16 @@ INPUTS = {
     "VarlenAttention": VARLEN,
     "PagedAttention": PAGED,
     "LuongLocal": LOCAL,
+    "RotaryEmbedding": ROTARY,
 }
-INTEGERS = {"block_table", "kv_lengths", "query_start", "cu_seqlens_q", "cu_seqlens_k"}
+INTEGERS = {
+    "position_ids",
+    "block_table",
+    "kv_lengths",
+    "query_start",
+    "cu_seqlens_q",
+    "cu_seqlens_k",
+}
 WORDS = {
     "query_start": "Starts",
     "alibi_slopes": "Alibi",
@@ -63,6 +72,7 @@ RESULTS = {
     "VarlenAttention": ["Lse"],
     "PagedAttention": [],
     "LuongLocal": ["Weights", "Lse", "WindowWeights"],
+    "RotaryEmbedding": [],
 }
 
 
@@ -70,6 +80,11 @@ RESULTS = {
 def operators(draw: Any) -> tuple[str, list[str], int]:
     """A name, its inputs ("" where one is left out) and the number of its results."""
     mechanism = draw(st.sampled_from(sorted(INPUTS)))
+    if mechanism == "RotaryEmbedding":
+        looked_up = draw(st.booleans())
+        words = [draw(st.sampled_from(["", "Interleaved"])), "Positions" * looked_up, "Pairs2Of5"]
+        words.append(draw(st.sampled_from(["", "Heads1", "Heads3", "Heads9999999999"])))
+        return "".join([mechanism, *words]), ROTARY[: 3 + looked_up], 1
     local, paged = mechanism == "LuongLocal", mechanism == "PagedAttention"
     present = {name: draw(st.booleans()) for name in INPUTS[mechanism][3:]}
     for name in ("centre", "cu_seqlens_q", "cu_seqlens_k", "block_table"):
@@ -100,8 +115,13 @@ def operators(draw: Any) -> tuple[str, list[str], int]:
     return "".join(words + results), inputs, 1 + len(results)
 
 
-def right_shape(mechanism: str, name: str, n: dict[str, int]) -> tuple[int, ...]:
+def right_shape(operator: str, name: str, n: dict[str, int]) -> tuple[int, ...]:
+    mechanism = next(m for m in INPUTS if operator.startswith(m))
     B, H, G, T, S, D, E = (n[x] for x in "BHGTSDE")
+    if name == "x":
+        return (B, T, H * D) if "Heads" in operator else (B, H, T, D)
+    if name.endswith("cache"):
+        return (S, D // 2) if "Positions" in operator else (B, T, D // 2)
     if mechanism == "VarlenAttention":
         shapes = {"query": (T, H, D), "key": (S, G, D), "value": (S, G, E)}
     elif mechanism == "PagedAttention":
@@ -120,6 +140,7 @@ def right_shape(mechanism: str, name: str, n: dict[str, int]) -> tuple[int, ...]
             "query_start": (B,),
             "alibi_slopes": (H,),
             "sinks": (H,),
+            "position_ids": (B, T),
             "cu_seqlens_q": (B + 1,),
             "cu_seqlens_k": (B + 1,),
         }[name]
@@ -136,12 +157,13 @@ def feeds(draw: Any, operator: tuple[str, list[str], int]) -> dict[str, Any]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     feed = {}
     for label in filter(None, inputs):
-        shape = right_shape(mechanism, label, sizes)
+        shape = right_shape(name, label, sizes)
         if draw(st.integers(0, 39)) == 0:
             shape = tuple(draw(st.lists(st.integers(0, 4), max_size=5)))
         if label in INTEGERS:
             wild = draw(st.integers(0, 9)) == 0
-            array: Any = np.asarray(rng.integers(-wild, 2**62 if wild else sizes["S"] + 1, shape))
+            above = max(sizes["S"], 1) if label == "position_ids" else sizes["S"] + 1
+            array: Any = np.asarray(rng.integers(-wild, 2**62 if wild else above, shape))
             if label == "block_table":
                 array = np.asarray(rng.integers(0, 2**31 if wild else 3, shape), np.int32)
             if label.startswith("cu") and array.ndim == 1 and array.size and not wild:

@@ -67,6 +67,7 @@ struct AttentionKernels {
   BackwardKernels<X> backward;
   BackwardKernels<X> additive_backward;
   LocalKernels<X> local;
+  void (*rotary)(const RotaryParams<X>&, const RotaryBlock&) noexcept;
 };
 
 template <class T>
@@ -79,7 +80,6 @@ struct Kernels {
   void (*layer_norm)(const Rows<T>&, const LayerNormParams<T>&) noexcept;
   void (*rms_norm)(const Rows<T>&, const RmsNormParams<T>&) noexcept;
   void (*rms_norm_gradient)(const RmsNormGradientRows<T>&, const RmsNormParams<T>&) noexcept;
-  void (*rotary)(const RotaryParams<T>&, const RotaryBlock&) noexcept;
 
   using Recurrent = void (*)(const RecurrentParams<T>&, const RecurrentStage&) noexcept;
   Recurrent gru;

@@ -188,12 +188,12 @@ struct RmsNormGradientRows {
 
 // Pair k of row (b, h, t) is turned by the angle whose cosine and sine are entry
 // (b, position, k) of the caches; position is t where there are no positions.
-template <class T>
+template <class X>
 struct RotaryParams {
-  View<const T, 4> input;                   // (B, H, T, D)
-  View<T, 4> output;                        // (B, H, T, D), unit last stride
-  View<const T, 3> cosine;                  // (B, positions, pairs); 2 * pairs <= D
-  View<const T, 3> sine;                    // the same
+  View<const X, 4> input;                   // (B, H, T, D)
+  View<X, 4> output;                        // (B, H, T, D), unit last stride
+  View<const X, 3> cosine;                  // (B, positions, pairs); 2 * pairs <= D
+  View<const X, 3> sine;                    // the same
   const std::int64_t* positions = nullptr;  // (B, T), contiguous, or null
   bool interleaved = false;                 // pairs are (2k, 2k + 1), else (k, pairs + k)
   bool inverse = false;                     // by the negative angle

@@ -14,8 +14,8 @@ constexpr double kElementWork = 4;
 
 }  // namespace
 
-template <class T>
-void run_rotary(const RotaryParams<T>& params) {
+template <class X>
+void run_rotary(const RotaryParams<X>& params) {
   const auto& [batch, heads, length, size] = params.input.shape;
   if (batch == 0 || heads == 0 || length == 0 || size == 0) return;
   const std::int64_t rows = std::clamp<std::int64_t>(kTaskElements / (heads * size), 1, length);
@@ -23,7 +23,7 @@ void run_rotary(const RotaryParams<T>& params) {
   TaskLoop loop{.tasks = batch * blocks};
   loop.work = static_cast<double>(batch) * static_cast<double>(length) *
               static_cast<double>(heads * size) * kElementWork;
-  const auto kernel = kernels_of<T>(kernels()).rotary;
+  const auto kernel = attention_kernels_of<X>(kernels()).rotary;
   auto body = [&](std::int64_t task, int) {
     const std::int64_t first = task % blocks * rows;
     kernel(params, {.batch = task / blocks,
@@ -35,5 +35,7 @@ void run_rotary(const RotaryParams<T>& params) {
 
 template void run_rotary(const RotaryParams<float>&);
 template void run_rotary(const RotaryParams<double>&);
+template void run_rotary(const RotaryParams<Half>&);
+template void run_rotary(const RotaryParams<BFloat16>&);
 
 }  // namespace pyattn

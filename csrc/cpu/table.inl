@@ -29,7 +29,6 @@ constexpr Kernels<typename V::Scalar> kernels_for() {
           .layer_norm = layer_norm_rows<V>,
           .rms_norm = rms_norm_rows<V>,
           .rms_norm_gradient = rms_norm_gradient_rows<V>,
-          .rotary = rotary<V>,
           .gru = gru<V>,
           .lstm = lstm<V>,
           .gru_gradient = gru_gradient<V>,
@@ -60,6 +59,7 @@ constexpr AttentionKernels<X> attention_for() {
   table.local = {.rows = local_rows<V, X>,
                  .add = add_local_gradients<V, X>,
                  .store_keys = store_local_key_gradients<V, X>};
+  table.rotary = rotary<V, X>;
   return table;
 }
 

@@ -52,7 +52,7 @@ float widen(BFloat16 number) {
 
 Kernel::Kernel(const Operator& that, const OrtKernelInfo* info) : op(that) {
   const Variant& variant = op.variant();
-  const auto without = {Mechanism::additive, Mechanism::local, Mechanism::cache};
+  const auto without = {Mechanism::additive, Mechanism::local, Mechanism::cache, Mechanism::rotary};
   if (std::find(without.begin(), without.end(), variant.mechanism) != without.end()) return;
   scale = read_attribute(op.api(), info, "scale", variant.element == ElementType::float64);
   if (!std::isfinite(scale)) {
@@ -130,21 +130,22 @@ void Call::require_groups() const {
           {Role::query, Role::key, Role::value});
 }
 
-std::vector<std::int64_t> Call::integers(Role role, std::int64_t length, std::int64_t least,
-                                         std::int64_t most) const {
+std::vector<std::int64_t> Call::integers(Role role, const std::vector<std::int64_t>& shape,
+                                         std::int64_t least, std::int64_t most) const {
   const Tensor* found = find(role);
   if (found == nullptr) return {};
   const std::string name = role_name(role);
   if (found->type != ElementType::int32 && found->type != ElementType::int64) {
     throw std::invalid_argument(name + " must be int32 or int64; got " + type_text(found->type));
   }
-  if (found->rank != 1 || found->shape[0] != length) {
-    throw std::invalid_argument(name + " must have shape (" + std::to_string(length) + ",)" +
-                                got({role}));
+  if (found->rank != shape.size() ||
+      !std::equal(shape.begin(), shape.end(), found->shape.begin())) {
+    throw std::invalid_argument(name + " must have shape " +
+                                shape_text(shape.data(), shape.size()) + got({role}));
   }
   std::vector<std::int64_t> copy;
-  copy.reserve(static_cast<std::size_t>(length));
-  for (std::int64_t i = 0; i < length; ++i) {
+  copy.reserve(static_cast<std::size_t>(found->count()));
+  for (std::int64_t i = 0; i < found->count(); ++i) {
     copy.push_back(found->type == ElementType::int32
                        ? static_cast<const std::int32_t*>(found->data)[i]
                        : static_cast<const std::int64_t*>(found->data)[i]);

@@ -60,9 +60,14 @@ class Call {
   // The heads, axis 1, of the query are a multiple of those of the key.
   void require_groups() const;
 
-  // A vector of `length` integers in least..most, or nothing where the input is absent.
+  // Integers in least..most, or nothing where the input is absent; a vector of `length`, or of a
+  // shape.
   std::vector<std::int64_t> integers(Role role, std::int64_t length, std::int64_t least,
-                                     std::int64_t most) const;
+                                     std::int64_t most) const {
+    return integers(role, std::vector<std::int64_t>{length}, least, most);
+  }
+  std::vector<std::int64_t> integers(Role role, const std::vector<std::int64_t>& shape,
+                                     std::int64_t least, std::int64_t most) const;
 
  private:
   const Api& api() const { return kernel_.op.api(); }

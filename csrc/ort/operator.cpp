@@ -22,6 +22,12 @@ std::vector<Input> inputs_of(const Variant& variant) {
     return {
         {Role::cache, own, true}, {Role::update, own, true}, {Role::write_indices, integer, true}};
   }
+  if (variant.mechanism == Mechanism::rotary) {
+    std::vector<Input> rotary = {
+        {Role::x, own, true}, {Role::cosine, own, true}, {Role::sine, own, true}};
+    if (variant.positions) rotary.push_back({Role::positions, integer, true});
+    return rotary;
+  }
   std::vector<Input> inputs = {
       {Role::query, own, true}, {Role::key, own, true}, {Role::value, own, true}};
   const auto add = [&](std::initializer_list<Input> more) { inputs.insert(inputs.end(), more); };
@@ -48,6 +54,7 @@ std::vector<Input> inputs_of(const Variant& variant) {
       add({{Role::mask, mask, masked}, {Role::lengths, integer, variant.lengths}});
       break;
     case Mechanism::cache:
+    case Mechanism::rotary:
       break;
   }
   while (!inputs.back().present) inputs.pop_back();  // as the exporter does
@@ -66,6 +73,11 @@ Result result_of(const Variant& variant, Output output) {
     const Axis h{Role::query, 1};
     if (output == Output::lse) return {output, wide, {h, n}};
     return {output, own, {n, h, {Role::value, 2}}};
+  }
+  if (variant.mechanism == Mechanism::rotary) {
+    std::vector<Axis> shape = {{Role::x, 0}, {Role::x, 1}, {Role::x, 2}};
+    if (variant.heads == 0) shape.push_back({Role::x, 3});
+    return {output, own, shape};
   }
   std::vector<Axis> rows = {b, {Role::query, 1}};
   const bool heads = variant.mechanism != Mechanism::local;
@@ -103,6 +115,8 @@ auto compute_of(Mechanism mechanism) {
       return &compute_local<X>;
     case Mechanism::cache:
       return &compute_cache<X>;
+    case Mechanism::rotary:
+      return &compute_rotary<X>;
     default:
       return &compute_attention<X>;
   }
@@ -140,11 +154,26 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
 }  // namespace
 
 const char* role_name(Role role) {
-  constexpr const char* kNames[kRoles] = {
-      "query",        "key",       "value",        "v",
-      "centre",       "attn_mask", "kv_lengths",   "query_start",
-      "alibi_slopes", "sinks",     "cu_seqlens_q", "cu_seqlens_k",
-      "block_table",  "cache",     "update",       "write_indices"};
+  constexpr const char* kNames[kRoles] = {"query",
+                                          "key",
+                                          "value",
+                                          "v",
+                                          "centre",
+                                          "attn_mask",
+                                          "kv_lengths",
+                                          "query_start",
+                                          "alibi_slopes",
+                                          "sinks",
+                                          "cu_seqlens_q",
+                                          "cu_seqlens_k",
+                                          "block_table",
+                                          "cache",
+                                          "update",
+                                          "write_indices",
+                                          "x",
+                                          "cos_cache",
+                                          "sin_cache",
+                                          "position_ids"};
   return kNames[static_cast<std::size_t>(role)];
 }
 

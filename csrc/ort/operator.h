@@ -28,8 +28,12 @@ enum class Role : std::uint8_t {
   cache,
   update,
   write_indices,
+  x,
+  cosine,
+  sine,
+  positions,
 };
-inline constexpr std::size_t kRoles = 16;
+inline constexpr std::size_t kRoles = 20;
 
 const char* role_name(Role role);
 
@@ -96,5 +100,7 @@ template <class X>
 void compute_local(const Call& call);
 template <class X>
 void compute_cache(const Call& call);
+template <class X>
+void compute_rotary(const Call& call);
 
 }  // namespace pyattn::ort

@@ -69,6 +69,7 @@ constexpr std::pair<std::string_view, Mechanism> kMechanisms[] = {
     {"PagedAttention", Mechanism::paged},
     {"LuongLocal", Mechanism::local},
     {"UpdateCache", Mechanism::cache},
+    {"RotaryEmbedding", Mechanism::rotary},
 };
 
 constexpr std::pair<std::string_view, Output> kOutputs[] = {
@@ -134,6 +135,16 @@ bool take_rest_of_local(Words& words, Variant& variant) {
   return variant.half_width >= 1;
 }
 
+bool take_rest_of_rotary(Words& words, Variant& variant) {
+  variant.interleaved = words.take("Interleaved");
+  variant.positions = words.take("Positions");
+  std::int64_t size = 0;  // the shapes tell them
+  if (!words.take("Pairs") || !words.integer(size) || !words.take("Of") || !words.integer(size)) {
+    return false;
+  }
+  return !words.take("Heads") || (words.integer(variant.heads) && variant.heads >= 1);
+}
+
 bool take_rest(Words& words, Variant& variant) {
   take_mask(words, variant);
   variant.lengths = words.take("Lengths");
@@ -156,6 +167,8 @@ bool take_rest_of(Words& words, Variant& variant) {
       return true;
     case Mechanism::local:
       return take_rest_of_local(words, variant);
+    case Mechanism::rotary:
+      return take_rest_of_rotary(words, variant);
     default:
       return take_rest(words, variant);
   }

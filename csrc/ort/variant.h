@@ -12,7 +12,7 @@
 
 namespace pyattn::ort {
 
-enum class Mechanism : std::uint8_t { sdpa, additive, varlen, paged, local, cache };
+enum class Mechanism : std::uint8_t { sdpa, additive, varlen, paged, local, cache, rotary };
 
 enum class Output : std::uint8_t {
   out,
@@ -43,6 +43,9 @@ struct Variant {
   bool concat = false;  // local only, as the two below
   bool renormalize = false;
   std::int64_t half_width = 0;
+  bool interleaved = false;  // rotary only, as the two below
+  bool positions = false;
+  std::int64_t heads = 0;  // that the last axis holds; 0: they have an axis of their own
   std::vector<Output> outputs = {Output::out};  // in order
 };
 

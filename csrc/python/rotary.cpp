@@ -10,15 +10,6 @@ namespace {
 
 Argument argument(std::string_view name) { return {"rotary_embedding", name}; }
 
-// x as (B, H, T, D): (B, T, H * D) is a view of it.
-template <class T>
-View<T, 4> split_heads(const View<T, 3>& x, std::int64_t heads) {
-  const std::int64_t size = x.shape[2] / heads;
-  return {.data = x.data,
-          .shape = {x.shape[0], heads, x.shape[1], size},
-          .stride = {x.stride[0], size * x.stride[2], x.stride[1], x.stride[2]}};
-}
-
 void check_heads(const py::array& x, std::int64_t heads) {
   if (x.ndim() != 3 && x.ndim() != 4) {
     throw py::value_error(argument("x").text() +
@@ -123,10 +114,14 @@ py::array rotary_embedding(const py::object& x, const py::object& cos_cache,
                            std::int64_t num_heads, bool interleaved, bool inverse) {
   const py::array array = as_array(x, argument("x"));
   check_heads(array, num_heads);
-  const auto call = has_dtype<float>(array)    ? turned<float>
-                    : has_dtype<double>(array) ? turned<double>
-                                               : nullptr;
-  if (call == nullptr) throw_dtype(argument("x"), array, "float32, float64");
+  const auto call = has_dtype<float>(array)      ? turned<float>
+                    : has_dtype<double>(array)   ? turned<double>
+                    : has_dtype<Half>(array)     ? turned<Half>
+                    : has_dtype<BFloat16>(array) ? turned<BFloat16>
+                                                 : nullptr;
+  if (call == nullptr) {
+    throw_dtype(argument("x"), array, "float32, float64, float16, bfloat16");
+  }
   return call(array, cos_cache, sin_cache, position_ids, num_heads, interleaved, inverse);
 }
 

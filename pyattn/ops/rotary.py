@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pyattn import _core
-from pyattn.ops._rules import INT64, require_real, through_float32
+from pyattn.dtypes import IN_A_NAME
+from pyattn.ops._rules import INT64, require_real
 from pyattn.ops.elementwise import astype
 from pyattn.ops.index import take
 from pyattn.ops.shape import concat, expand_dims, getitem, reshape
@@ -142,15 +143,26 @@ def _onnx(graph: Any, node: Node, x: str, cosine: str, sine: str, positions: str
     if graph.opset < 23 or node.outputs[0].dtype not in (np.float32, np.float16):
         return None
     names = [x, cosine, sine]
-    if positions:
-        is_wide = node.inputs[3] is not None and node.inputs[3].dtype == INT64
-        names.append(positions if is_wide else graph.node("Cast", positions, to=INT64))
-    params = dict(node.params)
-    if node.required(0).ndim == 4:
-        del params["num_heads"]
+    if positions:  # a cast always, so that one function serves int32 and int64
+        names.append(graph.node("Cast", positions, to=INT64))
+    heads, size = _heads(node)
+    turned: Any = 2 * node.required(1).shape[-1]
+    params = {"num_heads": heads} if heads else {}
     return graph.node(
-        "RotaryEmbedding", *names, **params | {"interleaved": int(params["interleaved"])}
+        "RotaryEmbedding",
+        *names,
+        interleaved=int(node.params["interleaved"]),
+        rotary_embedding_dim=0 if turned == size else turned,
+        **params,
     )
+
+
+def _heads(node: Node) -> tuple[int, int]:
+    """Return how many heads the last axis of x holds, 0 where they have their own, and their D."""
+    x = node.required(0)
+    heads = node.params["num_heads"] if x.ndim == 3 else 0
+    size: Any = x.shape[-1]
+    return heads, size // max(heads, 1)
 
 
 def _expand(
@@ -167,7 +179,8 @@ def _expand(
     wide = [astype(a, np.float32) if dtype.itemsize == 2 else a for a in (x, cos_cache, sin_cache)]
     heads, cosine, sine = wide
     if position_ids is not None:
-        cosine, sine = take(cosine, position_ids), take(sine, position_ids)
+        rows = astype(position_ids, np.int64)  # always, see _onnx
+        cosine, sine = take(cosine, rows), take(sine, rows)
     if merged:
         heads = reshape(heads, (0, 0, num_heads, -1))  # (B, T, H, D): the caches lack axis 2
     axis = 2 if merged else 1
@@ -199,7 +212,32 @@ def _expand_heads(x: Any, cosine: Any, sine: Any, interleaved: bool, turned: int
     return concat(parts, -1)
 
 
-_OP = Op(_NAME, through_float32(_turn), _shape, _vjp, _onnx, _expand, optional=1)
+def _function(node: Node) -> str:
+    """Name the ONNX function of a node: it must tell everything that the body depends on."""
+    heads, size = _heads(node)
+    cosine = node.required(1)
+    parts = [
+        IN_A_NAME[node.outputs[0].dtype.name],
+        "Interleaved" * node.params["interleaved"],
+        "Positions" * (node.inputs[3] is not None),
+        f"Pairs{cosine.shape[-1]}Of{size}",
+        f"Heads{heads}" * (heads > 0),
+    ]
+    return "RotaryEmbedding" + "".join(parts)
+
+
+_OP = Op(
+    _NAME,
+    _turn,
+    _shape,
+    _vjp,
+    _onnx,
+    _expand,
+    function=_function,
+    arguments=("x", "cos_cache", "sin_cache", "position_ids"),
+    optional=1,
+    has_weights=False,
+)
 
 
 def rotary_embedding(
@@ -251,8 +289,9 @@ def rotary_embedding(
     Notes
     -----
     One kernel; beside the result it needs a few kilobytes. The gradient is the rotation by the
-    negative angle. In ONNX this is ``RotaryEmbedding`` from opset 23 on, and standard operators
-    before that and for float64 and bfloat16.
+    negative angle. In ONNX this is a function ``pyattn::RotaryEmbedding...``, for which
+    :func:`pyattn.ort.session` has a kernel; its body is ``RotaryEmbedding`` from opset 23 on, and
+    standard operators before that and for float64 and bfloat16.
 
     References
     ----------
