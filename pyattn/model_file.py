@@ -39,7 +39,8 @@ _IN_MEMORY = "_ORT_MEM_ADDR_"  # ONNX Runtime's mark of an address in its own pr
 
 MOST_NESTING = 64  # messages in messages; ONNX Runtime's own parser stops at 100
 MOST_CALLS = 64  # of functions in functions
-MOST_NODES = 10_000_000  # when each call is replaced by the function's body
+MOST_FIELDS = 1 << 23  # that are looked at: seconds here, a gigabyte or two in ONNX Runtime
+MOST_NODES = 1 << 20  # when each call is replaced by the function's body
 MOST_ENTRIES = 1 << 28  # of a tensor that constants give its size
 MOST_MESSAGE = 1000  # characters
 
@@ -184,14 +185,16 @@ class _Reader:
     def __init__(self) -> None:
         self.found = Contents()
         self._calls = self.found.calls  # of the graph or function that is read
+        self._left = MOST_FIELDS
         self._constant = ""  # what the node that is read calls its result, if it is a constant
 
     def message(self, buffer: memoryview, kind: str, depth: int) -> None:
         if depth > MOST_NESTING:
             raise _WireError("nested too deeply")
+        self._spend(8)  # what a message costs, in fields
         if kind in _CHILDREN:
             children = _CHILDREN[kind]
-            for number, payload in _fields(buffer):
+            for number, payload in self._fields(buffer):
                 if number in children:
                     self.message(_view(payload), children[number], depth + 1)
         elif kind == "Node":
@@ -203,12 +206,12 @@ class _Reader:
         elif kind == "SparseTensor":
             self._sparse(buffer)
         else:
-            _texts(buffer, 1)  # of an input or output of the graph: its name
+            self._texts(buffer, 1)  # of an input or output of the graph: its name
 
     def _node(self, buffer: memoryview, depth: int) -> None:
         names: dict[int, memoryview] = {}
         attributes = []
-        for number, payload in _fields(buffer):
+        for number, payload in self._fields(buffer):
             if number == 5:
                 attributes.append(_view(payload))
             elif number in (3, 4, 7):
@@ -218,16 +221,16 @@ class _Reader:
         node, operator, domain, output = (_text(names.get(n, _NOTHING)) for n in (3, 4, 7, 2))
         self._calls.append(Call(node or output, (domain, operator)))
         if operator in _GROWING:
-            self.found.grown += _texts(buffer, 1)[_GROWING[operator] :][:1]
+            self.found.grown += self._texts(buffer, 1)[_GROWING[operator] :][:1]
         self._constant = output if operator == "Constant" else ""
         for attribute in attributes:
             self.message(attribute, "Attribute", depth + 1)
 
     def _function(self, buffer: memoryview, depth: int) -> None:
-        name, domain = (_texts(buffer, number)[-1:] for number in (1, 10))
+        name, domain = (self._texts(buffer, number)[-1:] for number in (1, 10))
         function = ("".join(domain), "".join(name))
         self._calls = self.found.bodies.setdefault(function, [])
-        for number, payload in _fields(buffer):
+        for number, payload in self._fields(buffer):
             if number in (7, 11):
                 self.message(_view(payload), "Node" if number == 7 else "Attribute", depth + 1)
         self._calls = self.found.calls
@@ -235,15 +238,15 @@ class _Reader:
     def _tensor(self, buffer: memoryview) -> None:
         name, external, locations = self._constant, False, []
         data_type, product = 0, 0
-        for number, payload in _fields(buffer):
+        for number, payload in self._fields(buffer):
             if number == 2:
                 data_type = _number(payload)
             elif number in (7, 9) and len(_view(payload)) <= 64:
-                product = math.prod((_packed if number == 7 else _raw)(_view(payload)))
+                product = _product((_packed if number == 7 else _raw)(_view(payload)))
             elif number == 8:
                 name = _text(_view(payload)) or name
             elif number == 13:
-                key, value = (_texts(_view(payload), n)[-1:] for n in (1, 2))
+                key, value = (self._texts(_view(payload), n)[-1:] for n in (1, 2))
                 locations += value if key == ["location"] else []
             elif number == 14:
                 external = payload == _EXTERNAL
@@ -254,43 +257,52 @@ class _Reader:
             self.found.sizes[name] = product
 
     def _sparse(self, buffer: memoryview) -> None:
-        sizes = []
-        for number, payload in _fields(buffer):
+        sizes: list[int] = []
+        for number, payload in self._fields(buffer):
             if number in (1, 2):
                 self._tensor(_view(payload))
             elif number == 3:
-                sizes += [payload] if isinstance(payload, int) else _packed(payload)
-        if math.prod(sizes) > MOST_ENTRIES:
+                sizes += [payload] if isinstance(payload, int) else _packed(payload[:640])
+        if _product(sizes[:64]) > MOST_ENTRIES:
             raise _WireError(f"a sparse tensor of more than {MOST_ENTRIES} entries")
+
+    def _fields(self, buffer: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+        """Yield the number and the payload of each field; of numbers of fixed size the bytes."""
+        position, end = 0, len(buffer)
+        while position < end:
+            self._spend(1)
+            key = buffer[position]
+            if key < 0x80:
+                position += 1
+            else:
+                key, position = _varint(buffer, position)
+            kind = key & 7
+            if kind == 2:
+                size, position = _varint(buffer, position)
+            elif kind == 0:
+                value, position = _varint(buffer, position)
+                yield key >> 3, value
+                continue
+            elif kind in _FIXED:
+                size = _FIXED[kind]
+            else:
+                raise _WireError(f"wire type {kind}")
+            if size > end - position or key < 8:
+                raise _WireError("a field without a number, or longer than its message")
+            yield key >> 3, buffer[position : position + size]
+            position += size
+
+    def _spend(self, fields: int) -> None:
+        self._left -= fields
+        if self._left < 0:
+            raise _WireError("too many parts")
+
+    def _texts(self, buffer: memoryview, wanted: int) -> list[str]:
+        fields = self._fields(buffer)
+        return [_text(_view(payload)) for number, payload in fields if number == wanted]
 
 
 _NOTHING = memoryview(b"")
-
-
-def _fields(buffer: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """Yield the number and the payload of each field; of numbers of fixed size the bytes."""
-    position, end = 0, len(buffer)
-    while position < end:
-        key = buffer[position]
-        if key < 0x80:
-            position += 1
-        else:
-            key, position = _varint(buffer, position)
-        kind = key & 7
-        if kind == 2:
-            size, position = _varint(buffer, position)
-        elif kind == 0:
-            value, position = _varint(buffer, position)
-            yield key >> 3, value
-            continue
-        elif kind in _FIXED:
-            size = _FIXED[kind]
-        else:
-            raise _WireError(f"wire type {kind}")
-        if size > end - position or key < 8:
-            raise _WireError("a field of no number, or longer than its message")
-        yield key >> 3, buffer[position : position + size]
-        position += size
 
 
 def _varint(buffer: memoryview, position: int) -> tuple[int, int]:
@@ -315,6 +327,11 @@ def _raw(buffer: memoryview) -> list[int]:
     return [int.from_bytes(buffer[i : i + 8], "little") for i in range(0, len(buffer), 8)]
 
 
+def _product(numbers: list[int]) -> int:
+    """Return the product, in which -1, that means "as it was", counts as 1."""
+    return math.prod(1 if number >> 63 else number for number in numbers)
+
+
 def _view(payload: memoryview | int) -> memoryview:
     if isinstance(payload, int):
         raise _WireError("a number in the place of bytes")
@@ -332,7 +349,3 @@ def _text(buffer: memoryview) -> str:
         return str(buffer, "utf-8")
     except UnicodeDecodeError:
         raise _WireError("a name that is not UTF-8") from None
-
-
-def _texts(buffer: memoryview, wanted: int) -> list[str]:
-    return [_text(_view(payload)) for number, payload in _fields(buffer) if number == wanted]
