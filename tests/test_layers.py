@@ -54,13 +54,16 @@ def test_half_precision_is_float32_rounded_once(
     isa: str, dtype: Any, rng: Any, use_isa: Any
 ) -> None:
     use_isa(isa)
-    x, cosine, sine, positions = rotary_inputs(rng, dtype)
-    wide = [a.astype(F) for a in (x, cosine, sine)]
-    for interleaved in (False, True):
-        found = ops.rotary_embedding(x, cosine, sine, positions, interleaved=interleaved)
-        exact = ops.rotary_embedding(*wide, positions, interleaved=interleaved)
-        assert found.dtype == dtype
-        np.testing.assert_array_equal(found, exact.astype(dtype))
+    for size in (2, 6, 14, 16, 18, 30, 34, 62, 66, 130, 36):
+        x, cosine, sine, positions = rotary_inputs(rng, dtype, size=size)
+        wide = [a.astype(F) for a in (x, cosine, sine)]
+        gaps = np.repeat(x, 2, -1)[..., ::2]
+        for interleaved in (False, True):
+            exact = ops.rotary_embedding(*wide, positions, interleaved=interleaved)
+            for each in (x, gaps, x.swapaxes(1, 2).copy().swapaxes(1, 2)):
+                found = ops.rotary_embedding(each, cosine, sine, positions, interleaved=interleaved)
+                assert found.dtype == dtype
+                np.testing.assert_array_equal(found, exact.astype(dtype))
     x[0, 0, 0] *= 1000  # whose squares are beyond float16
     scale = rng.standard_normal(36).astype(dtype)
     found = ops.rms_norm(x, scale)
