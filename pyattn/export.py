@@ -8,11 +8,13 @@ operator of that name runs its own kernel instead.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -20,19 +22,24 @@ from pyattn import runtime
 from pyattn.extras import needs
 from pyattn.grad import Parametrized
 from pyattn.io import atomic_write
-from pyattn.onnx_graph import DOMAIN, Graph, Shared, value_info
+from pyattn.onnx_graph import DOMAIN, Graph, Shared, Target, value_info
 from pyattn.tensor import Array, Tensor
 
 if TYPE_CHECKING:
     import onnx
 
 OLDEST_OPSET = 18
+OLDEST_ATTENTION = 23  # the opset that brought the operator Attention
 TOLERANCE = 1e-4
 RELATIVE_TOLERANCE = 1e-5
 
 
 class VerificationError(RuntimeError):
     """The exported file and the eager model do not agree."""
+
+
+class ExportWarning(UserWarning):
+    """The exported file is right, but is not all that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def export(
     path: str | os.PathLike[str] | None = None,
     *,
     opset: int = 24,
-    functions: bool = True,
+    target: Target = "functions",
     attention_outputs: bool = False,
     verify: bool = True,
 ) -> onnx.ModelProto:
@@ -116,11 +123,19 @@ def export(
         Where to write the file, if anywhere. It appears there complete, or not at all. Files that
         the model brings along (``companion_files()``, a tokenizer for example) are written beside.
     opset:
-        The version of ONNX's operators, 18 or later. At 23 and 24 the body of scaled dot-product
-        attention is the standard operator ``Attention``.
-    functions:
-        Whether each attention mechanism is a model-local function of the domain ``pyattn``
-        (the default) or written out in standard operators.
+        The version of ONNX's operators, 18 or later.
+    target:
+        How attention is written:
+
+        - ``"functions"``: each mechanism is a call of a model-local function of the domain
+          ``pyattn``, which any ONNX Runtime runs, and pyattn's kernels where they are registered.
+          At opset 23 and 24 the body of a plain scaled dot-product attention is the standard
+          operator ``Attention``;
+        - ``"primitive"``: everything is written out in standard operators without ``Attention``,
+          for runtimes that know no functions;
+        - ``"onnx24"``: scaled dot-product attention is the standard operator ``Attention``, of
+          opset 23 or later. What the operator cannot say is written out, and an
+          :class:`ExportWarning` and the file's metadata tell so.
     attention_outputs:
         Whether the attention weights of each layer are outputs too: ``attention_weights_0``, ...;
         of a layer within a loop those of all steps, with the axis of steps in front.
@@ -141,28 +156,42 @@ def export(
         When ONNX Runtime cannot run the file, or an output differs from the eager one by more
         than 1e-4 (and 1e-5 of its largest entry); the message gives the largest difference.
     ValueError
-        For an opset out of range, or an operation without a form in that opset.
+        For an unknown target, an opset out of range, or an operation without a form in it.
     OSError
         When the file cannot be written.
+
+    Warns
+    -----
+    ExportWarning
+        When attention is not written as the target says, or will not run as one would think.
     """
     needs("onnx", "onnx")
     import onnx
 
+    if target not in get_args(Target):
+        raise ValueError(f"export: target must be one of {get_args(Target)}; got {target!r}")
+    oldest = OLDEST_ATTENTION if target == "onnx24" else OLDEST_OPSET
     newest = onnx.defs.onnx_opset_version()
-    if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
-        raise ValueError(f"export: opset must lie in {OLDEST_OPSET}..{newest}; got {opset!r}")
+    if isinstance(opset, bool) or not isinstance(opset, int) or not oldest <= opset <= newest:
+        where = f" for target {target!r}" if oldest != OLDEST_OPSET else ""
+        raise ValueError(f"export: opset must lie in {oldest}..{newest}{where}; got {opset!r}")
     if not callable(model):
         raise TypeError(f"export: model must be a module or a function; got {model!r}")
     given = _check_inputs(inputs)
-    target = None if path is None else Path(path)
+    place = None if path is None else Path(path)
     with contextlib.ExitStack() as stack:
         # Opened first: a path that cannot be written must not cost a trace and a check.
-        file = stack.enter_context(atomic_write(target)) if target else None
-        proto = _trace(model, given, Shared(opset, {} if functions else None, attention_outputs))
+        file = stack.enter_context(atomic_write(place)) if place else None
+        shared = Shared(opset, target, attention_outputs)
+        proto = _trace(model, given, shared)
         if verify:
             _verify(model, proto, given)
-        if target and file:
-            _write_companions(model, proto, target)
+        if shared.remarks:
+            proto.metadata_props.add(key="pyattn.remarks", value=json.dumps(shared.remarks))
+            told = "; ".join(f"{count} x {what}" for what, count in shared.remarks.items())
+            warnings.warn(f"export: {told}", ExportWarning, stacklevel=2)
+        if place and file:
+            _write_companions(model, proto, place)
             file.write(proto.SerializeToString())
     return proto
 
@@ -250,7 +279,7 @@ def _trace(
             # No value_info: told the shapes between nodes, ONNX Runtime 1.32 fuses additions with
             # normalisations, and MiniLM then takes 10 to 17 % longer.
         ),
-        functions=list((shared.functions or {}).values()),
+        functions=list(shared.functions.values()),
         opset_imports=opsets,
         ir_version=max(10, helper.find_min_ir_version_for(opsets[:1])),
         producer_name="pyattn",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import onnx
 
 DOMAIN = "pyattn"
+
+Target = Literal["functions", "primitive", "onnx24"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class Shared:
     """What the main graph and the function bodies of one model have in common."""
 
     opset: int
-    functions: dict[str, onnx.FunctionProto] | None  # None: everything is written inline
-    attention_outputs: bool
+    target: Target = "functions"
+    attention_outputs: bool = False
+    functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
+    remarks: Counter[str] = field(default_factory=Counter)  # what is not as the target says
     sizes: dict[Dim, str] = field(default_factory=dict)  # what dynamic dimensions are called
 
     def label(self, size: Dim) -> str:
@@ -87,6 +91,14 @@ class Graph:
     @property
     def opset(self) -> int:
         return self._shared.opset
+
+    @property
+    def target(self) -> Target:
+        return self._shared.target
+
+    def remark(self, what: str) -> None:
+        """Note something that the user is told once the model is written."""
+        self._shared.remarks[what] += 1
 
     def node(
         self,
@@ -243,8 +255,8 @@ class Graph:
         if is_attention and node.op.has_weights and self._shared.attention_outputs:
             written = _with_weights(node)
         names = [self._name(x) for x in node.inputs]
-        if node.op.function is not None and self._shared.functions is not None:
-            results = self._call(written, node.op.function(written), names, self._shared.functions)
+        if node.op.function is not None and self.target == "functions":
+            results = self._call(written, node.op.function(written), names)
         else:
             results = self.body(written, names)
         if written is not node:
@@ -259,6 +271,8 @@ class Graph:
             written = node.op.onnx(self, node, *names)
             if written is not None:
                 return [written] if isinstance(written, str) else list(written)
+        elif node.op.function is not None and self.target == "onnx24":
+            self.remark(f"{node.op.name} is written out: ONNX has no operator for it")
         if node.op.expand is None:
             raise ValueError(f"export: {node.op.name} has no form in ONNX opset {self.opset}")
         leaves = [_leaf(x) for x in node.inputs]
@@ -281,12 +295,10 @@ class Graph:
         self.bind(tensor, value)
         return tensor
 
-    def _call(
-        self, node: Node, function: str, names: list[str], functions: dict[str, Any]
-    ) -> list[str]:
+    def _call(self, node: Node, function: str, names: list[str]) -> list[str]:
         """Write a call of the mechanism's function, and the function at its first call."""
         body = self._define(function, node)
-        if functions.setdefault(function, body) != body:
+        if self._shared.functions.setdefault(function, body) != body:
             raise RuntimeError(f"export: two bodies for the function {function}")
         while names and not names[-1]:
             names.pop()
