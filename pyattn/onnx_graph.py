@@ -165,16 +165,10 @@ class Graph:
             self._constants[key] = self.constant(make(array), label)
         return self._constants[key]
 
-    def initializers(self) -> list[onnx.TensorProto]:
-        """Return the constants that a node reads."""
-        from onnx import numpy_helper
-
-        used = set(_read(self.nodes))
-        return [
-            numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), label)
-            for label, array in self._arrays.items()
-            if label in used
-        ]
+    def initializers(self) -> dict[str, Array]:
+        """Return the constants that a node reads, by their names."""
+        used = set(read_names(self.nodes))
+        return {label: array for label, array in self._arrays.items() if label in used}
 
     def bind(self, tensor: Tensor | None, name: str) -> None:
         """Let ``tensor`` be known as ``name`` in this graph."""
@@ -343,12 +337,12 @@ def value_info(name: str, spec: Spec, shared: Shared) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(spec.dtype), sizes)
 
 
-def _read(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+def read_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
     """Yield every name that the nodes read, in their bodies too."""
     for node in nodes:
         yield from node.input
         for attribute in node.attribute:
-            yield from _read(attribute.g.node)
+            yield from read_names(attribute.g.node)
 
 
 def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
