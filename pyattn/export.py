@@ -160,6 +160,7 @@ def export(
             _write_companions(model, proto, place)
         apart = needs_data_file(proto, arrays, external_data, place is not None)
         store(proto, arrays, place, apart=apart)
+        del arrays  # those that were made for the file
         if verify and weights != "int8":
             verify_file(model, place or proto, given)
         how = batching(given, outputs)

@@ -50,7 +50,8 @@ def rounded(model: Any, dtype: np.dtype[Any]) -> Any:
         if array.dtype == np.float32 and array.ndim >= 2:
             with np.errstate(over="ignore"):
                 values[name] = array.astype(dtype).astype(np.float32)
-            if not np.array_equal(np.isfinite(values[name]), np.isfinite(array)):
+            finite = np.isfinite(values[name])
+            if not finite.all() and not np.array_equal(finite, np.isfinite(array)):
                 largest = np.abs(array[np.isfinite(array)]).max()
                 raise ValueError(
                     f"export: parameter {name} has entries up to {largest:.3g}, beyond the range "
@@ -77,11 +78,12 @@ def narrowed(
     stored: dict[str, Array] = {}
     widen = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32))
     for name, array in arrays.items():
-        if not _holds(array, dtype):
+        narrow = _exactly(array, dtype)
+        if narrow is None:
             stored[name] = array
             continue
         label = f"{name}.{dtype.name}"
-        stored[label] = array.astype(dtype)
+        stored[label] = narrow
         if tables[name] == readers[name]:
             lookups[name] = label
         else:
@@ -96,11 +98,13 @@ def narrowed(
     return casts, stored
 
 
-def _holds(array: Array, dtype: np.dtype[Any]) -> bool:
+def _exactly(array: Array, dtype: np.dtype[Any]) -> Array | None:
+    """Return a float32 matrix in ``dtype`` if that holds all its numbers."""
     if array.dtype != np.float32 or array.ndim < 2 or array.nbytes < SMALLEST_APART:
-        return False
+        return None
     with np.errstate(over="ignore"):
-        return np.array_equal(array.astype(dtype).astype(np.float32), array, equal_nan=True)
+        narrow = array.astype(dtype)
+    return narrow if np.array_equal(narrow.astype(np.float32), array) else None
 
 
 def check(proto: onnx.ModelProto, arrays: Mapping[str, Array]) -> None:
