@@ -3,6 +3,8 @@
 ONNX Runtime 1.32 has kernels for versions 23 and 24 of the operator and writes out later ones. They
 reject a scale of 0 or less, want the last two axes of a mask in full, have no bfloat16, and return
 0 for a row of a float mask that is everywhere the lowest finite number, where a bias is a bias.
+Before 1.28 a row without keys is NaN or the mean of the values there, so such rows are set to 0
+behind the operator.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 
 from pyattn.attention import _checks as checks
 from pyattn.attention import _sdpa_graph as parts
-from pyattn.ops import equal, maximum, where
+from pyattn.ops import maximum, where
 from pyattn.tensor import Node
 
 WITH_KERNEL = (23, 24)
@@ -83,7 +85,7 @@ def _attention(
     if getattr(scale, "value", scale) <= 0:  # no attribute of a function: see _is_plain
         query = graph.node("Mul", query, graph.constant(np.array(scale, np.float32)))
         scale = 1.0
-    masked, is_causal = _mask(node)
+    masked, seen, is_causal = _mask(node)
     inputs = [query, key, value]
     if masked is not None:
         (mask,) = graph.add([masked])
@@ -91,39 +93,58 @@ def _attention(
     attributes = {"is_causal": int(is_causal), "scale": scale}
     if node.params["softcap"]:
         attributes["softcap"] = node.params["softcap"]
-    if not node.params["aux"]:
-        return graph.node("Attention", *inputs, **attributes)
-    # Output 3 is the weights when the mode is 3; 1 and 2 would be a cache.
-    names = graph.node(
-        "Attention", *inputs, outputs=4, unused=(1, 2), qk_matmul_output_mode=3, **attributes
-    )
-    return names[0], names[3]
+    if node.params["aux"]:
+        # Output 3 is the weights when the mode is 3; 1 and 2 would be a cache.
+        names = graph.node(
+            "Attention", *inputs, outputs=4, unused=(1, 2), qk_matmul_output_mode=3, **attributes
+        )
+        found = [names[0], names[3]]
+    else:
+        found = [graph.node("Attention", *inputs, **attributes)]
+    if seen is not None:
+        (allowed,) = graph.add([seen])
+        some, zero = _any(graph, allowed), graph.constant(np.zeros((), np.float32))
+        found = [graph.node("Where", some, name, zero) for name in found]
+    return tuple(found)
 
 
-def _mask(node: Node) -> tuple[Any, bool]:
-    """Return one mask for all that is masked or added, and whether the call is causal besides."""
+def _mask(node: Node) -> tuple[Any, Any, bool]:
+    """Return a mask for all that is masked or added, which keys may be seen, and if it is causal.
+
+    Where every row certainly has a key the second is None.
+    """
     params: Any = node.params
     query, key = node.required(0), node.required(1)
     mask, lengths, starts, slopes = node.inputs[3:7]
-    bias = None
-    if mask is not None and mask.dtype != np.bool_:
-        # Half of the lowest number hides a key as well, and the kernel does not take it for -inf.
-        lowest = float(np.finfo(np.float32).min) / 2
-        bias, mask = where(equal(mask, -np.inf), -np.inf, maximum(mask, lowest)), None
     allowed = checks.allowed_keys(key, mask, lengths)
     from_left = starts is None and not params["start"] and not params["bottom_right"]
     is_causal = from_left and params["left"] == parts.UNBOUNDED and params["right"] == 0
     bounded = params["left"] != parts.UNBOUNDED or params["right"] != parts.UNBOUNDED
-    if slopes is not None or (bounded and not is_causal):
-        distance = parts.distances(query, key, lengths, starts, params)
-        if not is_causal:
-            allowed = parts.in_bounds(allowed, distance, params["left"], params["right"])
-        if slopes is not None:
-            away = parts.penalty(slopes, distance, np.float32) * -1.0
-            bias = away if bias is None else bias + away
+    distance = parts.distances(query, key, lengths, starts, params)
+    if bounded and not (is_causal and allowed is None):
+        seen = parts.in_bounds(allowed, distance, params["left"], params["right"])
+        allowed = allowed if is_causal else seen
+    else:
+        seen = allowed
+    bias = None
+    if mask is not None and mask.dtype != np.bool_:
+        bias = mask
+    if slopes is not None:
+        away = parts.penalty(slopes, distance, np.float32) * -1.0
+        bias = away if bias is None else bias + away
     if bias is None:
-        return allowed, is_causal
-    return (bias if allowed is None else where(allowed, bias, -np.inf)), is_causal
+        return allowed, seen, is_causal
+    # Half of the lowest number hides a key as well as -inf, and is a number to every kernel.
+    lowest = float(np.finfo(np.float32).min) / 2
+    bias = maximum(bias, lowest)
+    return (bias if allowed is None else where(allowed, bias, lowest)), seen, is_causal
+
+
+def _any(graph: Any, allowed: str) -> Any:
+    """Return which rows have a key; by nodes that are the same for a mask of any rank."""
+    number = graph.node("Cast", allowed, to=np.dtype(np.float32))
+    most = graph.node("ReduceMax", number, graph.constant(np.array([-1])), keepdims=1)
+    return graph.node("Cast", most, to=np.dtype(np.bool_))
 
 
 def _full_axes(graph: Any, mask: str, query: str, key: str) -> str:
