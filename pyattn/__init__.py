@@ -18,7 +18,7 @@ from pyattn.attention import (
     update_cache,
     varlen_attention,
 )
-from pyattn.export import Input, VerificationError, export
+from pyattn.export import ExportWarning, Input, VerificationError, export
 from pyattn.grad import check_grad, grad, value_and_grad
 from pyattn.io import load, save
 from pyattn.tensor import Tensor, TraceError
@@ -27,6 +27,7 @@ __version__: str = runtime.build_info()["version"]
 
 __all__ = [
     "Accelerated",
+    "ExportWarning",
     "Input",
     "Tensor",
     "TraceError",

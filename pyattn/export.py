@@ -8,88 +8,47 @@ operator of that name runs its own kernel instead.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import tempfile
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, get_args
 
 from pyattn import runtime
 from pyattn.extras import needs
 from pyattn.grad import Parametrized
-from pyattn.io import atomic_write
-from pyattn.onnx_graph import DOMAIN, Graph, Shared, value_info
-from pyattn.tensor import Array, Tensor
+from pyattn.io import staged
+from pyattn.onnx_batching import batching
+from pyattn.onnx_graph import DOMAIN, Graph, Shared, Target, value_info
+from pyattn.onnx_input import Input, check_inputs
+from pyattn.onnx_verify import VerificationError, quantization_error, verify_batching
+from pyattn.onnx_verify import verify as verify_file
+from pyattn.onnx_weights import (
+    Weights,
+    check,
+    half_type,
+    narrowed,
+    needs_data_file,
+    quantized,
+    rounded,
+    store,
+    unpacked,
+)
+from pyattn.tensor import Array, Spec, Tensor
 
 if TYPE_CHECKING:
     import onnx
 
+__all__ = ["ExportWarning", "Input", "VerificationError", "export"]
+
 OLDEST_OPSET = 18
-TOLERANCE = 1e-4
-RELATIVE_TOLERANCE = 1e-5
+OLDEST_ATTENTION = 23  # the opset that brought the operator Attention
 
 
-class VerificationError(RuntimeError):
-    """The exported file and the eager model do not agree."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """An input of the exported model: an example array and the names of its dynamic dimensions.
-
-    ``dims`` has one entry for each axis: a string names a dynamic dimension (axes with the same
-    name always have the same size), None keeps the example's size. ``at_most`` names the dimension
-    that bounds the values of an input of lengths: verification, which repeats and cuts the example
-    to other sizes, then keeps within it. ``offsets_of`` names the dimension of packed sequences
-    that an input of offsets cuts up: verification then lets it rise from 0 to that size.
-    """
-
-    example: Array
-    dims: tuple[str | None, ...] = ()
-    at_most: str | None = None
-    offsets_of: str | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.example, np.ndarray):
-            raise TypeError(f"Input: example must be an array; got {type(self.example).__name__}")
-        if not isinstance(self.dims, tuple) or not all(
-            name is None or isinstance(name, str) for name in self.dims
-        ):
-            raise TypeError(f"Input: dims must be a tuple of names and None; got {self.dims!r}")
-        if self.dims and len(self.dims) != self.example.ndim:
-            raise ValueError(
-                f"Input: dims {self.dims} name {len(self.dims)} axes; the example has shape "
-                f"{self.example.shape}"
-            )
-        if self.offsets_of is not None and (self.example.ndim != 1 or self.example.size < 2):
-            raise ValueError(
-                f"Input: offsets must be a vector of 2 or more; got shape {self.example.shape}"
-            )
-        if any(self.dims) and self.example.size == 0:
-            raise ValueError(f"Input: the example is empty; got shape {self.example.shape}")
-
-    @property
-    def shape(self) -> tuple[int | str, ...]:
-        names = self.dims or (None,) * self.example.ndim
-        return tuple(
-            size if name is None else name
-            for name, size in zip(names, self.example.shape, strict=True)
-        )
-
-    def resized(self, sizes: Mapping[str, int]) -> Array:
-        """Return the example repeated or cut along each dynamic dimension to the given sizes."""
-        if self.offsets_of is not None:
-            count = sizes.get((*self.dims, None)[0] or "", len(self.example))
-            return np.linspace(0, sizes[self.offsets_of], count).astype(self.example.dtype)
-        array = self.example
-        for axis, name in enumerate(self.dims):
-            if name is not None:
-                array = array.take(np.arange(sizes[name]) % array.shape[axis], axis=axis)
-        if self.at_most is not None:
-            array = np.minimum(array, sizes[self.at_most]).astype(array.dtype)
-        return np.ascontiguousarray(array).reshape(array.shape)  # NumPy makes rank 0 rank 1
+class ExportWarning(UserWarning):
+    """The exported file is right, but is not all that was asked for."""
 
 
 def export(
@@ -98,7 +57,9 @@ def export(
     path: str | os.PathLike[str] | None = None,
     *,
     opset: int = 24,
-    functions: bool = True,
+    target: Target = "functions",
+    weights: Weights | None = None,
+    external_data: bool | None = None,
     attention_outputs: bool = False,
     verify: bool = True,
 ) -> onnx.ModelProto:
@@ -116,22 +77,42 @@ def export(
         Where to write the file, if anywhere. It appears there complete, or not at all. Files that
         the model brings along (``companion_files()``, a tokenizer for example) are written beside.
     opset:
-        The version of ONNX's operators, 18 or later. At 23 and 24 the body of scaled dot-product
-        attention is the standard operator ``Attention``.
-    functions:
-        Whether each attention mechanism is a model-local function of the domain ``pyattn``
-        (the default) or written out in standard operators.
+        The version of ONNX's operators, 18 or later.
+    target:
+        How attention is written:
+
+        - ``"functions"``: each mechanism is a call of a model-local function of the domain
+          ``pyattn``, which any ONNX Runtime runs, and pyattn's kernels where they are registered.
+          At opset 23 and 24 the body of a plain scaled dot-product attention is the standard
+          operator ``Attention``;
+        - ``"primitive"``: everything is written out in standard operators without ``Attention``,
+          for runtimes that know no functions;
+        - ``"onnx24"``: scaled dot-product attention is the standard operator ``Attention``, of
+          opset 23 or later. What the operator cannot say is written out, and an
+          :class:`ExportWarning` and the file's metadata tell so.
+    weights:
+        What matrices and tables are stored as, None as they are. The file of a float32 model is
+        half as large with ``"float16"`` or ``"bfloat16"``: they are rounded, and widened when they
+        are read, so that the arithmetic stays float32. With ``"int8"`` it is a quarter, by ONNX
+        Runtime's dynamic quantization: products are of integers then. Vectors stay float32.
+    external_data:
+        Whether weights lie in a file beside the model, ``model.onnx.data`` for ``model.onnx``; with
+        None they do if one file, which ONNX bounds at 2 GiB, does not hold them.
     attention_outputs:
         Whether the attention weights of each layer are outputs too: ``attention_weights_0``, ...;
         of a layer within a loop those of all steps, with the axis of steps in front.
     verify:
         Whether to run the result in ONNX Runtime, at three choices of the dynamic sizes other than
-        the example's, and compare it with the model run on arrays. A model whose sizes depend on
-        each other chooses them: ``verification_sizes()`` returns mappings of names to sizes.
+        the example's, and compare it with the model run on arrays; for weights of 16 bits with the
+        model whose parameters were rounded to them. Of ``"int8"`` the float32 file is compared so,
+        and the result with that file: the metadata tells the largest difference. A model whose
+        sizes depend on each other chooses them: ``verification_sizes()`` returns mappings of names
+        to sizes.
 
     Returns
     -------
     onnx.ModelProto
+        With external data, the model that refers to the file beside ``path``.
 
     Raises
     ------
@@ -139,82 +120,138 @@ def export(
         Where the model asks for a dynamic size.
     VerificationError
         When ONNX Runtime cannot run the file, or an output differs from the eager one by more
-        than 1e-4 (and 1e-5 of its largest entry); the message gives the largest difference.
+        than 1e-4 (and 1e-5 of its largest entry); the message gives the largest difference. When
+        sequences of a batch get other answers than each alone, where the inputs say how a batch is
+        made. With ``"int8"`` weights, when an output moves by more than a quarter.
+    TypeError
+        For weights of 16 bits of a model that is no module.
     ValueError
-        For an opset out of range, or an operation without a form in that opset.
+        For an unknown target, an opset out of range, an operation without a form in it, a model
+        without float32 matrices or one with larger numbers than ``weights`` can hold, and more than
+        2 GiB without a path.
     OSError
         When the file cannot be written.
+
+    Warns
+    -----
+    ExportWarning
+        When attention is not written as the target says, or will not run as one would think.
     """
     needs("onnx", "onnx")
     import onnx
 
-    newest = onnx.defs.onnx_opset_version()
-    if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
-        raise ValueError(f"export: opset must lie in {OLDEST_OPSET}..{newest}; got {opset!r}")
+    _check_options(target, opset, weights, onnx.defs.onnx_opset_version())
     if not callable(model):
         raise TypeError(f"export: model must be a module or a function; got {model!r}")
-    given = _check_inputs(inputs)
-    target = None if path is None else Path(path)
+    given = check_inputs(inputs)
+    if external_data and path is None:
+        raise ValueError("export: external_data needs a path to lie beside")
+    shared = Shared(opset, target, attention_outputs)
     with contextlib.ExitStack() as stack:
-        # Opened first: a path that cannot be written must not cost a trace and a check.
-        file = stack.enter_context(atomic_write(target)) if target else None
-        proto = _trace(model, given, Shared(opset, {} if functions else None, attention_outputs))
-        if verify:
-            _verify(model, proto, given)
-        if target and file:
-            _write_companions(model, proto, target)
-            file.write(proto.SerializeToString())
+        # First: a path that cannot be written must not cost a trace and a check.
+        place = None if path is None else stack.enter_context(staged(path))
+        half = half_type(weights) if weights in ("float16", "bfloat16") else None
+        model = model if half is None else rounded(model, half)
+        proto, arrays, outputs = _trace(model, given, shared, half)
+        _describe(proto, given, outputs, shared, weights)
+        if weights == "int8":
+            proto, arrays = _in_eight_bits(model, proto, arrays, given, place, verify)
+        if place is not None:
+            _write_companions(model, proto, place)
+        apart = needs_data_file(proto, arrays, external_data, place is not None)
+        store(proto, arrays, place, apart=apart)
+        del arrays  # those that were made for the file
+        if verify and weights != "int8":
+            verify_file(model, place or proto, given)
+        how = batching(given, outputs)
+        if verify and how is not None:
+            verify_batching(model, how, given)
+    if shared.remarks:
+        told = "; ".join(f"{count} x {what}" for what, count in shared.remarks.items())
+        warnings.warn(f"export: {told}", ExportWarning, stacklevel=2)
     return proto
 
 
-def _check_inputs(inputs: Any) -> dict[str, Input]:
-    """Return every input as an Input; raise where names and sizes contradict each other."""
-    if not isinstance(inputs, Mapping):
-        raise TypeError(
-            f"export: inputs must map names to arrays or Inputs; got {type(inputs).__name__}"
+def _check_options(target: Any, opset: Any, weights: Any, newest: int) -> None:
+    if target not in get_args(Target):
+        raise ValueError(f"export: target must be one of {get_args(Target)}; got {target!r}")
+    oldest = OLDEST_ATTENTION if target == "onnx24" else OLDEST_OPSET
+    if isinstance(opset, bool) or not isinstance(opset, int) or not oldest <= opset <= newest:
+        where = f" for target {target!r}" if oldest != OLDEST_OPSET else ""
+        raise ValueError(f"export: opset must lie in {oldest}..{newest}{where}; got {opset!r}")
+    if weights is not None and weights not in get_args(Weights):
+        raise ValueError(
+            f"export: weights must be None or one of {get_args(Weights)}; got {weights!r}"
         )
-    if not inputs:
-        raise ValueError("export: expected one input or more; got none")
-    given = {k: v if isinstance(v, Input) else Input(v) for k, v in inputs.items()}
-    sizes = _traced_sizes(given)
-    for name, i in given.items():
-        for what, dim in (("is at most", i.at_most), ("has offsets of", i.offsets_of)):
-            if dim is not None and dim not in sizes:
-                raise ValueError(f"export: input {name!r} {what} {dim!r}, which is no dim")
-        if any(sizes[d] != n for d, n in zip(i.dims, i.example.shape, strict=False) if d):
-            raise ValueError(
-                f"export: input {name!r} of shape {i.example.shape} with dims {i.dims} contradicts "
-                f"the sizes {sizes} of the inputs"
+
+
+def _in_eight_bits(
+    model: Callable[..., Any],
+    proto: onnx.ModelProto,
+    arrays: dict[str, Array],
+    given: Mapping[str, Input],
+    place: Path | None,
+    verify: bool,
+) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Return the model in eight bits and its weights, measured against the float32 file."""
+    beside = None if place is None else place.parent
+    with tempfile.TemporaryDirectory(dir=beside) as folder:
+        exact, small = Path(folder, "exact.onnx"), Path(folder, "small.onnx")
+        store(proto, arrays, exact, apart=needs_data_file(proto, arrays, None, True))
+        made = quantized(exact, Path(folder))
+        if verify:
+            small.write_bytes(made.SerializeToString())
+            verify_file(model, exact, given)
+            largest, relative = quantization_error(model, exact, small, given)
+            made.metadata_props.add(
+                key="pyattn.difference",
+                value=json.dumps({"largest": largest, "relative": relative}),
             )
-    return given
+    return made, unpacked(made)
 
 
-def _traced_sizes(given: Mapping[str, Input]) -> dict[str, int]:
-    """Return the size of each dynamic dimension in the examples; the first counts."""
-    sizes: dict[str, int] = {}
-    for i in given.values():
-        for name, size in zip(i.dims, i.example.shape, strict=False):
-            if name is not None:
-                sizes.setdefault(name, size)
-    return sizes
+def _describe(
+    proto: onnx.ModelProto,
+    given: Mapping[str, Input],
+    outputs: Mapping[str, Spec],
+    shared: Shared,
+    weights: str | None,
+) -> None:
+    """Write what the file is into its metadata; ``docs/onnx.md`` lists the entries."""
+    sizes: dict[str, dict[str, int]] = {}
+    for name, i in given.items():
+        for axis, dim in enumerate(i.dims):
+            if dim is not None:
+                sizes.setdefault(dim, {}).setdefault(name, axis)
+    entries = {
+        "version": runtime.build_info()["version"],
+        "opset": str(shared.opset),
+        "target": shared.target,
+        "weights": weights,
+        "dimensions": json.dumps(sizes),
+        "remarks": json.dumps(shared.remarks) if shared.remarks else None,
+        "batching": json.dumps(how) if (how := batching(given, outputs)) else None,
+    }
+    for key, value in entries.items():
+        if value is not None:
+            proto.metadata_props.add(key=f"pyattn.{key}", value=value)
 
 
-def _write_companions(model: Any, proto: onnx.ModelProto, target: Path) -> None:
+def _write_companions(model: Any, proto: onnx.ModelProto, place: Path) -> None:
     """Write what the model brings along beside the file, and say in the file's metadata where."""
     if not hasattr(model, "companion_files"):
         return
     for name, content in model.companion_files().items():
-        beside = target.with_name(f"{target.stem}.{name}")
-        with atomic_write(beside) as file:
-            file.write(content)
+        beside = place.with_name(f"{place.stem}.{name}")
+        beside.write_bytes(content)
         proto.metadata_props.add(key=f"pyattn.{Path(name).stem}", value=beside.name)
 
 
 def _trace(
-    model: Callable[..., Any], given: Mapping[str, Input], shared: Shared
-) -> onnx.ModelProto:
-    """Call the model on symbolic Tensors and return what that recorded as a ModelProto."""
-    from onnx import ModelProto, checker, helper
+    model: Callable[..., Any], given: Mapping[str, Input], shared: Shared, half: Any
+) -> tuple[onnx.ModelProto, dict[str, Array], dict[str, Spec]]:
+    """Call the model on symbolic Tensors; return what that recorded, its weights, its outputs."""
+    from onnx import ModelProto, helper
 
     symbols = {
         name: Tensor.symbolic(i.shape, i.example.dtype, name=name) for name, i in given.items()
@@ -232,32 +269,30 @@ def _trace(
         graph.bind(tensor, name)
     sources = graph.add(list(outputs.values()))
     graph.rename(sources, list(outputs))
-    described = [(name, tensor.spec) for name, tensor in outputs.items()] + graph.attention
-    initializers = graph.initializers()
-    size = sum(len(tensor.raw_data) for tensor in initializers)
-    if size >= 2**31:
-        raise ValueError(f"export: {size} bytes of weights exceed the 2 GiB of one ONNX file")
+    described = {name: tensor.spec for name, tensor in outputs.items()} | dict(graph.attention)
+    nodes, arrays = graph.nodes, graph.initializers()
+    if half is not None:
+        nodes, arrays = narrowed(nodes, arrays, half)
     opsets = [helper.make_opsetid("", shared.opset)]
     if shared.functions:
         opsets.append(helper.make_opsetid(DOMAIN, 1))
     proto: ModelProto = helper.make_model(
         helper.make_graph(
-            graph.nodes,
+            nodes,
             type(model).__name__,
             given_info,
-            [value_info(name, spec, shared) for name, spec in described],
-            initializers,
+            [value_info(name, spec, shared) for name, spec in described.items()],
             # No value_info: told the shapes between nodes, ONNX Runtime 1.32 fuses additions with
             # normalisations, and MiniLM then takes 10 to 17 % longer.
         ),
-        functions=list((shared.functions or {}).values()),
+        functions=list(shared.functions.values()),
         opset_imports=opsets,
         ir_version=max(10, helper.find_min_ir_version_for(opsets[:1])),
         producer_name="pyattn",
         producer_version=runtime.build_info()["version"],
     )
-    checker.check_model(proto, full_check=True)
-    return proto
+    check(proto, arrays)
+    return proto, arrays, described
 
 
 def _array(value: Any) -> Array:
@@ -279,81 +314,3 @@ def _named_outputs(result: Any) -> dict[str, Tensor]:
                 f"{type(tensor).__name__}"
             )
     return named
-
-
-def _verify(model: Callable[..., Any], proto: onnx.ModelProto, given: Mapping[str, Input]) -> None:
-    """Run the file and the model at other sizes than the traced ones; raise where they differ."""
-    from pyattn.ort import session
-
-    try:
-        run = session(proto, accelerate=False)
-    except Exception as error:
-        raise VerificationError(f"export: ONNX Runtime does not load the file: {error}") from error
-    chosen = getattr(model, "verification_sizes", None)
-    for sizes in chosen() if chosen else _other_sizes(given):
-        arrays = {name: i.resized(sizes) for name, i in given.items()}
-        where = f"at sizes {sizes}" if sizes else "at the sizes of the example"
-        try:
-            # Copies, because a model may write to its inputs: to a cache, for example.
-            eager = _eager_outputs(model, {name: x.copy() for name, x in arrays.items()})
-        except Exception as error:
-            error.add_note(
-                f"raised by the model while export verified it {where}; if an input holds "
-                "lengths, bound them with Input(..., at_most=dimension)"
-            )
-            raise
-        try:
-            exported = run.run(list(eager), arrays)
-        except Exception as error:
-            raise VerificationError(f"export: ONNX Runtime failed {where}: {error}") from error
-        for (name, expected), found in zip(eager.items(), exported, strict=True):
-            _compare(f"output {name!r} {where}", expected, found)
-
-
-def _compare(where: str, expected: Array, found: Array) -> None:
-    if (expected.shape, expected.dtype) != (found.shape, found.dtype):
-        raise VerificationError(
-            f"export: {where} is {found.dtype} {found.shape}; eager is {expected.dtype} "
-            f"{expected.shape}"
-        )
-    difference = _largest_difference(expected, found)
-    finite = np.abs(expected[np.isfinite(expected)]) if expected.dtype.kind == "f" else expected[:0]
-    # Float32 has seven digits: entries above 10 cannot be held to the same absolute difference.
-    bound = max(TOLERANCE, RELATIVE_TOLERANCE * float(finite.max(initial=0.0)))
-    if not difference <= bound:
-        raise VerificationError(
-            f"export: {where} differs from eager by {difference:.3g}, more than {bound:.3g}"
-        )
-
-
-def _eager_outputs(model: Callable[..., Any], arrays: Mapping[str, Array]) -> dict[str, Array]:
-    result = model(**arrays)
-    if isinstance(result, Mapping):
-        return dict(result)
-    if isinstance(result, tuple):
-        return {f"output_{i}": array for i, array in enumerate(result)}
-    return {"output": result}
-
-
-def _largest_difference(expected: Array, found: Array) -> float:
-    if expected.dtype.kind != "f":
-        return float(np.count_nonzero(expected != found))
-    equal = (expected == found) | (np.isnan(expected) & np.isnan(found))
-    difference = np.where(equal, 0.0, np.abs(expected.astype(np.float64) - found))
-    return float(difference.max(initial=0.0))
-
-
-def _other_sizes(given: Mapping[str, Input]) -> list[dict[str, int]]:
-    """Return three choices of the dynamic sizes, small and unlike the example's."""
-    traced = _traced_sizes(given)
-    if not traced:
-        return [{}]
-    # One sequence has two offsets.
-    offsets = {name for i in given.values() if i.offsets_of is not None for name in i.dims}
-    return [
-        {
-            name: [n for n in (3, 1, 7, 2, 5, 4) if n != size][(k + 2 * j) % 5] + (name in offsets)
-            for j, (name, size) in enumerate(traced.items())
-        }
-        for k in range(3)
-    ]

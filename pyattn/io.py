@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +38,35 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path in a temporary folder; what is written there moves beside ``path`` at the end.
+
+    It does when the block ends without an error. The file ``path`` itself comes last; where it and
+    another file replace old ones, the old one is removed first, so that nobody reads files that do
+    not belong together.
+
+    Raises OSError at once when the folder does not exist or cannot be written.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder; expected a file name")
+    folder = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+    folder.mkdir()
+    try:
+        yield folder / target.name
+        others = [file for file in folder.iterdir() if file.name != target.name]
+        for file in (*others, folder / target.name):
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+        if any((target.parent / file.name).exists() for file in others):
+            target.unlink(missing_ok=True)
+        for file in (*others, folder / target.name):
+            file.replace(target.parent / file.name)
+    finally:
+        shutil.rmtree(folder)
 
 
 def save(values: Mapping[str, Array] | Any, path: str | os.PathLike[str]) -> None:

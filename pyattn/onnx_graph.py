@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import onnx
 
 DOMAIN = "pyattn"
+
+Target = Literal["functions", "primitive", "onnx24"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class Shared:
     """What the main graph and the function bodies of one model have in common."""
 
     opset: int
-    functions: dict[str, onnx.FunctionProto] | None  # None: everything is written inline
-    attention_outputs: bool
+    target: Target = "functions"
+    attention_outputs: bool = False
+    functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
+    remarks: Counter[str] = field(default_factory=Counter)  # what is not as the target says
     sizes: dict[Dim, str] = field(default_factory=dict)  # what dynamic dimensions are called
 
     def label(self, size: Dim) -> str:
@@ -87,6 +91,14 @@ class Graph:
     @property
     def opset(self) -> int:
         return self._shared.opset
+
+    @property
+    def target(self) -> Target:
+        return self._shared.target
+
+    def remark(self, what: str) -> None:
+        """Note something that the user is told once the model is written."""
+        self._shared.remarks[what] += 1
 
     def node(
         self,
@@ -153,16 +165,10 @@ class Graph:
             self._constants[key] = self.constant(make(array), label)
         return self._constants[key]
 
-    def initializers(self) -> list[onnx.TensorProto]:
-        """Return the constants that a node reads."""
-        from onnx import numpy_helper
-
-        used = set(_read(self.nodes))
-        return [
-            numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), label)
-            for label, array in self._arrays.items()
-            if label in used
-        ]
+    def initializers(self) -> dict[str, Array]:
+        """Return the constants that a node reads, by their names."""
+        used = set(read_names(self.nodes))
+        return {label: array for label, array in self._arrays.items() if label in used}
 
     def bind(self, tensor: Tensor | None, name: str) -> None:
         """Let ``tensor`` be known as ``name`` in this graph."""
@@ -243,8 +249,8 @@ class Graph:
         if is_attention and node.op.has_weights and self._shared.attention_outputs:
             written = _with_weights(node)
         names = [self._name(x) for x in node.inputs]
-        if node.op.function is not None and self._shared.functions is not None:
-            results = self._call(written, node.op.function(written), names, self._shared.functions)
+        if node.op.function is not None and self.target == "functions":
+            results = self._call(written, node.op.function(written), names)
         else:
             results = self.body(written, names)
         if written is not node:
@@ -259,6 +265,8 @@ class Graph:
             written = node.op.onnx(self, node, *names)
             if written is not None:
                 return [written] if isinstance(written, str) else list(written)
+        elif node.op.function is not None and self.target == "onnx24":
+            self.remark(f"{node.op.name} is written out: ONNX has no operator for it")
         if node.op.expand is None:
             raise ValueError(f"export: {node.op.name} has no form in ONNX opset {self.opset}")
         leaves = [_leaf(x) for x in node.inputs]
@@ -281,12 +289,10 @@ class Graph:
         self.bind(tensor, value)
         return tensor
 
-    def _call(
-        self, node: Node, function: str, names: list[str], functions: dict[str, Any]
-    ) -> list[str]:
+    def _call(self, node: Node, function: str, names: list[str]) -> list[str]:
         """Write a call of the mechanism's function, and the function at its first call."""
         body = self._define(function, node)
-        if functions.setdefault(function, body) != body:
+        if self._shared.functions.setdefault(function, body) != body:
             raise RuntimeError(f"export: two bodies for the function {function}")
         while names and not names[-1]:
             names.pop()
@@ -331,12 +337,12 @@ def value_info(name: str, spec: Spec, shared: Shared) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(spec.dtype), sizes)
 
 
-def _read(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+def read_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
     """Yield every name that the nodes read, in their bodies too."""
     for node in nodes:
         yield from node.input
         for attribute in node.attribute:
-            yield from _read(attribute.g.node)
+            yield from read_names(attribute.g.node)
 
 
 def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:

@@ -18,7 +18,15 @@ from tests.runtimes import newest_opset
 
 # Of an export; an old runtime knows old opsets only.
 FORMS = [
-    form for form in [(24, True), (24, False), (18, True), (26, True)] if form[0] <= newest_opset()
+    (opset, target)
+    for opset, target in [
+        (24, "functions"),
+        (24, "primitive"),
+        (24, "onnx24"),
+        (18, "functions"),
+        (26, "functions"),
+    ]
+    if opset <= newest_opset()
 ]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -81,17 +89,18 @@ def test_gradient(case: Case, sizes: dict[str, int], rng: Any) -> None:
 
 
 @every_case
-@pytest.mark.parametrize(("opset", "functions"), FORMS)
-def test_onnx_runtime_agrees(case: Case, opset: int, functions: bool, rng: Any) -> None:
+@pytest.mark.parametrize(("opset", "target"), FORMS)
+@pytest.mark.filterwarnings("ignore:export. .* written out:pyattn.ExportWarning")
+def test_onnx_runtime_agrees(case: Case, opset: int, target: Any, rng: Any) -> None:
     arrays = case.arrays(rng, SIZES, np.float32)
 
     def call(**inputs: Any) -> Any:
         return case.call(**inputs)
 
-    proto = pa.export(
-        call, case.onnx_inputs(arrays), opset=opset, functions=functions, verify=False
+    proto = pa.export(call, case.onnx_inputs(arrays), opset=opset, target=target, verify=False)
+    assert bool(proto.functions) == (
+        target == "functions" and REGISTRY[case.op].function is not None
     )
-    assert bool(proto.functions) == (functions and REGISTRY[case.op].function is not None)
     runs = [session(proto, accelerate=False)]
     if proto.functions:
         runs.append(session(proto))

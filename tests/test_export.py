@@ -14,6 +14,8 @@ from pyattn import nn, ops
 from pyattn.ort import session
 from tests import reference
 
+TARGETS: tuple[Any, ...] = ("functions", "primitive")
+
 
 @pytest.fixture
 def layer(rng: Any) -> nn.TransformerEncoderLayer:
@@ -57,7 +59,7 @@ def test_opset_and_functions(layer: Any, x: Any) -> None:
         assert list(function.attribute) == ["scale"]
         ops_used = {node.op_type for node in function.node}
         assert ("Attention" in ops_used) == (opset in (23, 24))
-        inline = pa.export(layer, {"x": x}, opset=opset, functions=False, verify=False)
+        inline = pa.export(layer, {"x": x}, opset=opset, target="primitive", verify=False)
         assert not inline.functions
         assert {o.domain for o in inline.opset_import} == {""}
         assert {node.domain for node in inline.graph.node} == {""}
@@ -117,10 +119,10 @@ def test_rows_without_keys_are_zero_in_onnx_too(rng: Any) -> None:
     exact = reference.sdpa(q, k, v, mask=mask).out
     feed = {"q": q, "k": k, "v": v, "m": mask}
     for opset in (18, 24):
-        for functions in (True, False):
+        for target in TARGETS:
             proto = pa.export(
                 lambda q, k, v, m: pa.scaled_dot_product_attention(q, k, v, m),
-                feed, opset=opset, functions=functions,
+                feed, opset=opset, target=target,
             )  # fmt: skip
             (found,) = session(proto).run(None, feed)
             np.testing.assert_allclose(found, exact, atol=1e-6)
@@ -160,8 +162,8 @@ def test_variants_of_a_mechanism_do_not_share_a_body(opset: int, rng: Any) -> No
         return tuple(r for dtype in (np.float32, np.float64) for r in attend(dtype=dtype, **given))
 
     exact = model(**arrays)
-    for functions in (True, False):
-        proto = pa.export(model, arrays, opset=opset, functions=functions)
+    for target in TARGETS:
+        proto = pa.export(model, arrays, opset=opset, target=target)
         found = session(proto).run(None, arrays)
         for i, (e, f) in enumerate(zip(exact, found, strict=True)):
             np.testing.assert_allclose(f, e, atol=1e-5 if i < len(exact) / 2 else 1e-12)

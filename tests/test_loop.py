@@ -52,13 +52,13 @@ def inputs(rng: Any) -> dict[str, pa.Input]:
 
 
 @pytest.mark.parametrize("opset", [18, 24])
-@pytest.mark.parametrize("functions", [True, False])
-def test_a_traced_loop_is_one_node(reader: Any, inputs: Any, opset: int, functions: bool) -> None:
-    proto = pa.export(reader, inputs, opset=opset, functions=functions)  # runs it at other sizes
+@pytest.mark.parametrize("target", ["functions", "primitive"])
+def test_a_traced_loop_is_one_node(reader: Any, inputs: Any, opset: int, target: Any) -> None:
+    proto = pa.export(reader, inputs, opset=opset, target=target)  # runs it at other sizes
     (node,) = [node for node in proto.graph.node if node.op_type == "Loop"]
     (body,) = [attribute.g for attribute in node.attribute]
     calls = [node.op_type for node in body.node if node.domain == "pyattn"]
-    assert calls == (["AdditiveAttentionLengths"] if functions else [])
+    assert calls == (["AdditiveAttentionLengths"] if target == "functions" else [])
     # Parameters are read from outside by their names, and U h is computed there, once.
     names = {tensor.name for tensor in proto.graph.initializer}
     assert {"attention.query.weight.T", "attention.key.weight.T", "linear.bias"} <= names

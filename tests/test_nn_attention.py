@@ -154,12 +154,12 @@ def test_gradient_and_export(rng: Any, score: Any) -> None:
         lambda x, weights: attention.replace(weights)(x, is_causal=True),
         x.astype(np.float64), wide, rng=rng,
     )  # fmt: skip
-    for functions in (True, False):
+    for target in ("functions", "primitive"):
         proto = pa.export(
             lambda x: attention(x, is_causal=True, aux=("weights",)),
-            {"x": pa.Input(x, ("B", "T", None))}, functions=functions,
+            {"x": pa.Input(x, ("B", "T", None))}, target=target,
         )  # fmt: skip
-        assert len(proto.functions) == functions
+        assert bool(proto.functions) == (target == "functions")
 
 
 @pytest.mark.parametrize("num_heads", [None, 2])

@@ -109,11 +109,11 @@ def test_a_sink_of_minus_infinity_is_none(rng: Any) -> None:
         assert max_error(kernel.numpy(), expected) <= 1e-14
 
 
-@pytest.mark.parametrize("functions", [True, False])
+@pytest.mark.parametrize("target", ["functions", "primitive"])
 @pytest.mark.parametrize("opset", [18, 24])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 def test_halves_in_onnx_runtime(
-    dtype: Any, opset: int, functions: bool, rng: Any, session: Any
+    dtype: Any, opset: int, target: Any, rng: Any, session: Any
 ) -> None:
     arrays, options = make(rng, dtype)
     bias, fixed = options.pop("mask").astype(np.float32), dict(options)
@@ -124,7 +124,7 @@ def test_halves_in_onnx_runtime(
         results = *call(q, k, v, AUX, mask=m, **fixed), sdpa(q, q, q, scale=0.37)
         return tuple(ops.astype(r, np.float32) for r in results)
 
-    found = session(pa.export(model, feed, opset=opset, functions=functions, verify=False))
+    found = session(pa.export(model, feed, opset=opset, target=target, verify=False))
     expected = model(**feed)
     unit = float(ml_dtypes.finfo(dtype).eps)
     for f, e in zip(found.run(None, feed), expected, strict=True):

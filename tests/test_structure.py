@@ -26,6 +26,7 @@ LAYERS = [
     {"tensor", "walk"},
     {"ops", "runtime"},
     {"grad", "io", "onnx_graph", "optim", "ort", "ort_decoder"},
+    {"onnx_batching", "onnx_input", "onnx_verify", "onnx_weights"},
     {"export", "attention"},
     {"accelerate", "rewrite"},
     {"nn"},
@@ -33,7 +34,10 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 USES_CORE = {"attention", "interchange", "ops", "runtime"}
-USES_ONNX = {"accelerate", "export", "onnx_graph", "optim", "ort", "ort_decoder", "rewrite"}
+USES_ONNX = {
+    *("accelerate", "export", "onnx_graph", "onnx_verify", "onnx_weights", "optim", "ort"),
+    *("ort_decoder", "rewrite"),
+}
 LAZY = {"onnx", "onnx_ir", "onnxruntime", "safetensors", "tokenizers", "tqdm", "ml_dtypes"}
 IMPORTED_LAZILY = {"rewrite"}  # itself, so that it may import at once what it needs
 

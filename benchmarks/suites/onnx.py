@@ -134,7 +134,7 @@ def _openvino(threads: int) -> Run:
     openvino = import_module("openvino")
     library, encoder = peers.pyattn(threads), minilm.encoder()
     inputs = encoder.example_inputs()
-    proto = library.export(encoder, inputs, functions=False, opset=18, verify=False)
+    proto = library.export(encoder, inputs, target="primitive", opset=18, verify=False)
     model = openvino.Core().read_model(proto.SerializeToString())
     compiled = peers.openvino_compile(threads, model, "f32")
     feeds = minilm.sentences(SENTENCES)

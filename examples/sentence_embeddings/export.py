@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="the ONNX file to write")
     parser.add_argument("--folder", type=Path, help="a checkpoint other than the installed one")
     parser.add_argument("--opset", type=int, default=24)
-    parser.add_argument("--inline", action="store_true", help="standard operators, no functions")
+    parser.add_argument(
+        "--target", default="functions", choices=["functions", "primitive", "onnx24"]
+    )
     parser.add_argument("--attention", action="store_true", help="also return attention weights")
     args = parser.parse_args()
 
@@ -40,7 +42,7 @@ def main() -> None:
         encoder.example_inputs(),
         args.path,
         opset=args.opset,
-        functions=not args.inline,
+        target=args.target,
         attention_outputs=args.attention,
     )
     size = args.path.stat().st_size / 2**20

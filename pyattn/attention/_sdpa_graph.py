@@ -1,4 +1,4 @@
-"""Scaled dot-product attention in smaller operations, and its forms in ONNX."""
+"""Scaled dot-product attention in smaller operations, and the names of its forms in ONNX."""
 
 from __future__ import annotations
 
@@ -122,10 +122,8 @@ def weigh(
     found: dict[str, Any] = {"scores": scores}
     found["capped_scores"] = scores = _capped(found["scores"], params["softcap"])
     if alibi_slopes is not None:
-        slopes = expand_dims(expand_dims(_constant(alibi_slopes), 1), 2)
-        away = astype(maximum(distance, distance * -1), wide)
-        scores = scores - slopes * expand_dims(away, 1)
-    allowed = _in_bounds(allowed, distance, params["left"], params["right"])
+        scores = scores - penalty(alibi_slopes, distance, wide)
+    allowed = in_bounds(allowed, distance, params["left"], params["right"])
     scores = checks.masked_bias(scores, mask)
     found["biased_scores"] = scores if allowed is None else where(allowed, scores, -np.inf)
     add_weights(found, allowed, sinks, aux)
@@ -135,11 +133,18 @@ def weigh(
     return (out, *extra) if aux else out
 
 
+def penalty(alibi_slopes: Value, distance: Any, dtype: Any) -> Any:
+    """Return ``slope[h] * |p - j|``, which is subtracted from the scores."""
+    slopes = expand_dims(expand_dims(constant(alibi_slopes), 1), 2)
+    away = astype(maximum(distance, distance * -1), dtype)
+    return slopes * expand_dims(away, 1)
+
+
 def _cast(x: Any, dtype: Any) -> Any:
     return x if x.dtype == dtype else astype(x, dtype)
 
 
-def _constant(x: Value) -> Value:
+def constant(x: Value) -> Value:
     """Return ``x`` without its gradient."""
     return Tensor(x.value) if isinstance(x, Tensor) and x.value is not None else x
 
@@ -182,7 +187,7 @@ def astype_int(x: Value) -> Any:
     return astype(x, np.int64)
 
 
-def _in_bounds(allowed: Value | None, distance: Any, left: int, right: int) -> Value | None:
+def in_bounds(allowed: Value | None, distance: Any, left: int, right: int) -> Value | None:
     """Restrict ``allowed`` to ``-left <= distance <= right``; None where all keys may be seen."""
     bounds = []
     if right != UNBOUNDED:
@@ -254,56 +259,6 @@ def full_mask(mask: Value, keys: Any) -> Value:
         rest = _cast(where(np.zeros(missing, np.bool_), wide, padding), mask.dtype)
     padded: Value = concat([mask, rest], -1)
     return padded
-
-
-def onnx(
-    graph: Any, node: Node, query: str, key: str, value: str, mask: str, lengths: str, *more: str
-) -> Any:
-    """Write the standard operator Attention, where the opset has it and it means the same.
-
-    ONNX Runtime has a float32 kernel for versions 23 and 24 of the operator. It rejects scale <= 0,
-    and returns 0 for a row of a float mask that is everywhere the lowest finite number.
-    """
-    params: Any = node.params
-    mask_tensor: Any = node.inputs[3]
-    scale = params["scale"]
-    has_kernel = graph.opset in (23, 24) and node.required(0).dtype == np.float32
-    float_mask = mask_tensor is not None and mask_tensor.dtype != np.bool_
-    plain = (
-        not any(more)
-        and not params["softcap"]
-        and not params["start"]
-        and not params["bottom_right"]
-        and params["left"] == UNBOUNDED
-        and params["right"] in (UNBOUNDED, 0)
-        and params["dropout_p"] == 0
-        and set(params["aux"]) <= {"weights"}
-    )
-    if not has_kernel or float_mask or not plain or getattr(scale, "value", scale) <= 0:
-        return None
-    if lengths:
-        for tensor, name in zip(node.inputs, (query, key, value, mask, lengths), strict=False):
-            graph.bind(tensor, name)
-        mask_tensor = checks.allowed_keys(node.required(1), mask_tensor, node.inputs[4])
-        (mask,) = graph.add([mask_tensor])
-    if mask:
-        mask = _full_axes(graph, mask, query, key)
-    inputs = [query, key, value, mask] if mask else [query, key, value]
-    attributes = {"is_causal": int(params["right"] == 0), "scale": scale}
-    if not params["aux"]:
-        return graph.node("Attention", *inputs, **attributes)
-    # Output 3 is the weights when the mode is 3; 1 and 2 would be a cache.
-    names = graph.node(
-        "Attention", *inputs, outputs=4, unused=(1, 2), qk_matmul_output_mode=3, **attributes
-    )
-    return names[0], names[3]
-
-
-def _full_axes(graph: Any, mask: str, query: str, key: str) -> str:
-    """Give the mask its full last two axes: ONNX Runtime broadcasts only those before them."""
-    sizes = [graph.node("Shape", name, start=2, end=3) for name in (query, key)]
-    full: str = graph.node("Expand", mask, graph.node("Concat", *sizes, axis=0))
-    return full
 
 
 def function_name(node: Node) -> str:

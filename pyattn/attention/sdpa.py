@@ -10,6 +10,7 @@ import numpy as np
 from pyattn import _core, interchange
 from pyattn.attention import _checks as checks
 from pyattn.attention import _sdpa_graph as graph
+from pyattn.attention import _sdpa_onnx
 from pyattn.attention._rotary import turn
 from pyattn.attention._sdpa_backward import vjp
 from pyattn.attention._sdpa_options import core_options, normalize_options
@@ -120,7 +121,7 @@ SDPA = Op(
     _eval,
     _shape,
     vjp=vjp,
-    onnx=graph.onnx,
+    onnx=_sdpa_onnx.write,
     expand=graph.expand,
     function=graph.function_name,
     arguments=ARGUMENTS,

@@ -13,6 +13,7 @@ from pyattn.attention.varlen import places
 from pyattn.models.checkpoint import fill, load_weights, read_config
 from pyattn.nn import Dropout, Embedding, LayerNorm, Linear, Module, TransformerEncoderLayer
 from pyattn.nn.transformer import Activation
+from pyattn.onnx_input import Input
 from pyattn.ops import arange_like, astype, expand_dims, getitem, take, tanh
 from pyattn.tensor import Array, Dim, Tensor, Value, rank_of
 
@@ -131,6 +132,23 @@ class Bert(Module):
         limit = self.config.max_position_embeddings
         if not isinstance(length, Dim) and length > limit:
             raise ValueError(f"Bert: {what} has {length} positions; the model has {limit}")
+
+    def example_inputs(self, *, packed: bool = False) -> dict[str, Input]:
+        """Return the inputs to export with: two sequences of tokens, padded or packed."""
+        lengths, longest = (4, 2), 4
+        rows = [np.arange(length) % self.config.vocab_size for length in lengths]
+        if packed:
+            return {
+                "input_ids": Input(np.concatenate(rows), ("tokens",)),
+                "cu_seqlens": Input(np.cumsum([0, *lengths]), ("offsets",), offsets_of="tokens"),
+            }
+        pad, dims = self.config.pad_token_id, ("batch", "sequence")
+        ids = [np.pad(row, (0, longest - len(row)), constant_values=pad) for row in rows]
+        mask = np.arange(longest) < np.array(lengths)[:, None]
+        return {
+            "input_ids": Input(np.stack(ids), dims, pad=pad),
+            "attention_mask": Input(mask.astype(np.int64), dims, mask_of="sequence"),
+        }
 
     def pool(self, states: Value) -> Any:
         """Return ``tanh(W x_0 + b)`` of the first token's state: BERT's pooled output."""

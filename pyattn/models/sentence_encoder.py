@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from pyattn.attention.varlen import places
-from pyattn.export import Input
 from pyattn.extras import needs
 from pyattn.models.bert import Bert
 from pyattn.models.checkpoint import read_json
 from pyattn.nn import Module
+from pyattn.onnx_input import Input
 from pyattn.ops import (
     arange_like,
     astype,
@@ -170,8 +170,12 @@ class SentenceEncoder(Module):
                 "input_ids": Input(given["input_ids"], ("tokens",)),
                 "cu_seqlens": Input(given["cu_seqlens"], ("offsets",), offsets_of="tokens"),
             }
-        arrays = self.tokenize(sentences)
-        return {name: Input(array, ("batch", "sequence")) for name, array in arrays.items()}
+        ids, mask = self.tokenize(sentences).values()
+        dims = ("batch", "sequence")
+        return {
+            "input_ids": Input(ids, dims, pad=self.bert.config.pad_token_id),
+            "attention_mask": Input(mask, dims, mask_of="sequence"),
+        }
 
     def companion_files(self) -> dict[str, bytes]:
         """Return the tokenizer as a file, to travel with an exported model."""

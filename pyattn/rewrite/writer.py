@@ -219,7 +219,7 @@ def _traced(call: Call, opset: int) -> tuple[onnx.FunctionProto, onnx.NodeProto]
     for name, value in (("kv_lengths", call.lengths), ("query_start", call.starts)):
         if value is not None:
             known[name] = Tensor.symbolic(("batch",), np.dtype(np.int64))
-    shared = Shared(max(opset, OLDEST_BODY), {}, attention_outputs=False)
+    shared = Shared(max(opset, OLDEST_BODY))
     graph = Graph(shared, taken=list(known))
     for name, tensor in known.items():
         graph.bind(tensor, name)
@@ -227,7 +227,7 @@ def _traced(call: Call, opset: int) -> tuple[onnx.FunctionProto, onnx.NodeProto]
         **known, is_causal=call.causal, scale=call.scale, softcap=call.softcap, window=call.window
     )
     graph.add([made])
-    (body,) = (shared.functions or {}).values()
+    (body,) = shared.functions.values()
     for used in body.opset_import:
         used.version = min(used.version, opset)
     return body, graph.nodes[-1]
