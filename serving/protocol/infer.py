@@ -63,7 +63,7 @@ def decode_request(model: Model, body: memoryview, json_length: int | None) -> I
     if json_length == 0:
         return _raw_request(model, body)
     split = len(body) if json_length is None else json_length
-    envelope = parse_envelope(bytes(body[:split]), len(model.inputs), len(model.outputs))
+    envelope = parse_envelope(body[:split], len(model.inputs), len(model.outputs))
     check_names("input", [entry.name for entry in envelope.inputs], model.inputs)
     check_complete([entry.name for entry in envelope.inputs], model.inputs)
     feeds = _feeds(model, envelope.inputs, body[split:])

@@ -7,6 +7,8 @@ import pytest
 
 from .asgi_client import tensor
 
+pytestmark = pytest.mark.usefixtures("each_reader")
+
 X = tensor("x", "FP32", (2,), [1, 2])
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from .asgi_client import tensor
 
+pytestmark = pytest.mark.usefixtures("each_reader")
+
 VALUES = {
     "BOOL": [True, False, True],
     "UINT8": [0, 1, 255],
