@@ -9,6 +9,7 @@ import time
 from ..engine.engine import Engine, ModelSource
 from ..engine.failures import ModelError, UnavailableError
 from ..settings import Settings
+from .admission import Admission
 from .body import Limits, discard
 from .endpoints import Endpoints
 from .errors import ClientGoneError, HttpError, error_response
@@ -32,13 +33,17 @@ class Application:
     engine : Engine
     lifecycle : Lifecycle
         For the server around the application: it starts the drain and waits for the end of it.
+    admission : Admission
+        The requests that the server has taken on, and the bytes of their bodies.
     """
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.engine = engine
         self.lifecycle = Lifecycle()
         self._limits = limits
-        self._router = Router(Endpoints(engine, self.lifecycle, limits).routes())
+        self.admission = Admission(limits.max_pending, limits.max_pending_bytes)
+        endpoints = Endpoints(engine, self.lifecycle, limits, self.admission)
+        self._router = Router(endpoints.routes())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI server."""
@@ -94,12 +99,14 @@ class Application:
     async def _send(self, request: Request, response: Response, send: Send) -> None:
         unread = not request.body_read
         await send_start(response, send, close=unread or self.lifecycle.draining)
-        body = b"" if request.method == "HEAD" else response.body
+        *parts, last = (b"",) if request.method == "HEAD" else (response.body, *response.tensors)
+        for part in parts:
+            await send_body(request.sendable(part), send, more=True)
         if unread:
-            await send_body(body, send, more=True)
+            await send_body(request.sendable(last), send, more=True)
             await discard(request, self._limits)
-            body = b""
-        await send_body(body, send)
+            last = b""
+        await send_body(request.sendable(last), send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from .admission import Hold
+from .compression import Inflater
 from .errors import ClientGoneError, HttpError
 from .request import Request
 
@@ -22,14 +25,22 @@ _DIGITS = re.compile(r"[0-9]{1,18}")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`max_body` in bytes; `timeout` in seconds, see `collect`."""
+    """`max_body` in bytes; `timeout` in seconds, see `collect`. `Admission` tells of the others."""
 
     max_body: int
     timeout: float
+    max_pending: int = 512
+    max_pending_bytes: int = 512 << 20
 
 
-async def collect(request: Request, limits: Limits, aligned_at: int = 0) -> memoryview:
-    """Return the whole body.
+async def collect(
+    request: Request,
+    limits: Limits,
+    aligned_at: int = 0,
+    encoding: str | None = None,
+    hold: Hold | None = None,
+) -> memoryview:
+    """Return the whole body, uncompressed.
 
     Parameters
     ----------
@@ -41,36 +52,59 @@ async def collect(request: Request, limits: Limits, aligned_at: int = 0) -> memo
     aligned_at : int
         Offset in the body that shall lie on a multiple of 64 bytes, so that the first tensor after
         the JSON can be used where it is.
+    encoding : str, optional
+        ``"gzip"`` or ``"deflate"``. The limit holds before and after.
+    hold : Hold, optional
+        Counts the bytes.
 
     Raises
     ------
     HttpError
-        400 for a body that is longer or shorter than announced, 408, 413.
+        400 for a body that is longer or shorter than announced or not of its encoding, 408, 413,
+        429.
     ClientGoneError
         The connection closed before the end.
     """
     announced = _content_length(request)
     if announced is not None and announced > limits.max_body:
         raise _too_large(limits.max_body)
-    buffer = _Buffer(FIRST_CAPACITY if announced is None else announced, aligned_at)
+    inflater = None if encoding is None else Inflater(encoding)
+    known = announced if inflater is None else None
+    buffer = _Buffer(FIRST_CAPACITY if known is None else known, aligned_at)
+    received = 0
+    async for chunk in _chunks(request, limits):
+        received += len(chunk)
+        if announced is not None and received > announced:
+            raise HttpError(400, f"the body is longer than its announced {announced} bytes")
+        for piece in (chunk,) if inflater is None else inflater.feed(chunk):
+            if buffer.size + len(piece) > limits.max_body:
+                raise _too_large(limits.max_body)
+            if hold is not None:
+                hold.add_bytes(len(piece))
+            buffer.append(piece, limits.max_body)
+            if inflater is not None:
+                await asyncio.sleep(0)  # others may go on: a small chunk can hold a large body
+    if announced is not None and received < announced:
+        raise HttpError(400, f"the body has {received} of its announced {announced} bytes")
+    if inflater is not None:
+        inflater.finish()
+    return buffer.view()
+
+
+async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
+    """Yield the chunks of the body as they come; raises 408 when they come too slowly."""
     clock = asyncio.get_running_loop().time
-    start = clock()
+    start, received = clock(), 0
     while not request.body_read:
-        slow = start + limits.timeout + buffer.size / MIN_RATE
+        slow = start + limits.timeout + received / MIN_RATE
         try:
             async with asyncio.timeout_at(min(clock() + limits.timeout, slow)):
                 message = await request.next_message()
         except TimeoutError:
-            raise HttpError(408, f"the body came too slowly; got {buffer.size} bytes") from None
+            raise HttpError(408, f"the body came too slowly; got {received} bytes") from None
         chunk: bytes = message.get("body", b"")
-        if buffer.size + len(chunk) > (limits.max_body if announced is None else announced):
-            if announced is None:
-                raise _too_large(limits.max_body)
-            raise HttpError(400, f"the body is longer than its announced {announced} bytes")
-        buffer.append(chunk, limits.max_body)
-    if announced is not None and buffer.size < announced:
-        raise HttpError(400, f"the body has {buffer.size} of its announced {announced} bytes")
-    return buffer.view()
+        received += len(chunk)
+        yield chunk
 
 
 async def discard(request: Request, limits: Limits) -> None:

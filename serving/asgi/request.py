@@ -7,6 +7,9 @@ from urllib.parse import unquote
 from .errors import ClientGoneError, HttpError
 from .types import Message, Receive, Scope
 
+# An extension of ASGI, whose bodies are bytes: this server sends any buffer without copying it.
+BUFFERS = "pyattn.buffers"
+
 
 class Request:
     """Method, path and headers of a request, and the messages of its body.
@@ -30,6 +33,7 @@ class Request:
         self.segments = [unquote(part, errors="replace") for part in self.path.split("/")[1:]]
         self._headers: list[tuple[bytes, bytes]] = list(scope["headers"])
         self._receive = receive
+        self._buffers = BUFFERS in (scope.get("extensions") or {})
         self.body_read = not (
             self.header("content-length") not in (None, "0")
             or self.header("transfer-encoding") is not None
@@ -41,6 +45,10 @@ class Request:
         if len(values) > 1:
             raise HttpError(400, f"the header {name} is given {len(values)} times")
         return values[0].decode("latin-1") if values else None
+
+    def sendable(self, part: bytes | memoryview) -> bytes | memoryview:
+        """Return `part` as the server takes it: as bytes, unless it says that it takes views."""
+        return part if self._buffers else bytes(part)
 
     async def next_message(self) -> Message:
         """Return the next part of the body; raises `ClientGoneError` when there will be none."""
