@@ -17,6 +17,7 @@ from ..protocol.metadata import (
     server_metadata,
     trace_settings,
 )
+from .access import Access
 from .admission import Admission
 from .body import Limits, collect
 from .compression import accepted_encoding, compress
@@ -48,8 +49,8 @@ class Endpoints:
         """Return the routes; those of a model exist with and without a version."""
         routes = [
             Route("/v2", {"GET": self.server}),
-            Route("/v2/health/live", {"GET": self.live}),
-            Route("/v2/health/ready", {"GET": self.ready}),
+            Route("/v2/health/live", {"GET": self.live}, Access.OPEN),
+            Route("/v2/health/ready", {"GET": self.ready}, Access.OPEN),
             Route("/v2/logging", {"GET": self.logging}),
             Route("/v2/trace/setting", {"GET": self.trace}),
             Route("/v2/models/{model}/trace/setting", {"GET": self.model_trace}),

@@ -16,6 +16,8 @@ class Request:
 
     Attributes
     ----------
+    id : str
+        Name of the request, in its answer and in the logs.
     method : str
     path : str
         As sent, with its percent escapes, in ASCII; for messages and logs.
@@ -26,7 +28,8 @@ class Request:
         Whether the body has arrived to its end.
     """
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, name: str = "") -> None:
+        self.id = name
         self.method: str = scope["method"]
         raw = _raw_path(scope)
         self.path = raw.decode("ascii", errors="backslashreplace")

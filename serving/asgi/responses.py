@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from .request_id import HEADER
 from .types import Send
 
 Buffer = bytes | memoryview
@@ -40,10 +41,11 @@ def json_response(
     )
 
 
-async def send_start(response: Response, send: Send, *, close: bool) -> None:
+async def send_start(response: Response, send: Send, request_id: str, *, close: bool) -> None:
     """Send status and headers; `close` says that the connection ends with this response."""
     headers = [(name.encode(), value.encode()) for name, value in response.headers.items()]
     headers.append((b"content-length", str(response.size).encode()))
+    headers.append((HEADER, request_id.encode()))
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
