@@ -24,6 +24,7 @@ from .compression import accepted_encoding, compress
 from .content import BINARY, JSON, LENGTH_HEADER, check_content
 from .errors import ClientGoneError, HttpError
 from .lifecycle import Lifecycle
+from .openapi import document
 from .request import Request
 from .responses import Response, json_response
 from .routing import Route
@@ -51,6 +52,7 @@ class Endpoints:
             Route("/v2", {"GET": self.server}),
             Route("/v2/health/live", {"GET": self.live}, Access.OPEN),
             Route("/v2/health/ready", {"GET": self.ready}, Access.OPEN),
+            Route("/v2/openapi.json", {"GET": self.openapi}),
             Route("/v2/logging", {"GET": self.logging}),
             Route("/v2/trace/setting", {"GET": self.trace}),
             Route("/v2/models/{model}/trace/setting", {"GET": self.model_trace}),
@@ -82,6 +84,10 @@ class Endpoints:
     async def model_ready(self, _request: Request, path: Mapping[str, str]) -> Response:
         """Answer whether inferences of a model are taken."""
         return self._readiness({"name": self._model(path).name})
+
+    async def openapi(self, _request: Request, _path: Mapping[str, str]) -> Response:
+        """Answer with the description of all endpoints."""
+        return Response(200, document(), {"content-type": JSON})
 
     async def logging(self, _request: Request, _path: Mapping[str, str]) -> Response:
         """Answer with what is logged."""

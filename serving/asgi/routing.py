@@ -49,10 +49,16 @@ class Route:
 
 
 class Router:
-    """Routes, looked up by the number of segments first."""
+    """Routes, looked up by the number of segments first.
+
+    Attributes
+    ----------
+    routes : list of Route
+    """
 
     def __init__(self, routes: list[Route], tokens: Tokens) -> None:
         self._tokens = tokens
+        self.routes = routes
         self._routes: dict[int, list[Route]] = {}
         for route in routes:
             self._routes.setdefault(route.path.count("/"), []).append(route)
