@@ -117,7 +117,7 @@ class Endpoints:
                 raise HttpError(
                     400, f"{LENGTH_HEADER} is {json_length}, but the body has {len(body)} bytes"
                 )
-            encoding = accepted_encoding(request.header("accept-encoding"))
+            encoding = accepted_encoding(request.listed("accept-encoding"))
             return await _while_connected(request, self._infer(model, body, json_length, encoding))
 
     async def _infer(

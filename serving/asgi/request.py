@@ -44,10 +44,15 @@ class Request:
 
     def header(self, name: str) -> str | None:
         """Return a header's value; a header that comes twice is refused with 400."""
-        values = [value for key, value in self._headers if key.lower() == name.encode()]
+        values = self._values(name)
         if len(values) > 1:
             raise HttpError(400, f"the header {name} is given {len(values)} times")
         return values[0].decode("latin-1") if values else None
+
+    def listed(self, name: str) -> str | None:
+        """Return the value of a header that is a list, which may come in several parts."""
+        values = self._values(name)
+        return b", ".join(values).decode("latin-1") if values else None
 
     def sendable(self, part: bytes | memoryview) -> bytes | memoryview:
         """Return `part` as the server takes it: as bytes, unless it says that it takes views."""
@@ -66,6 +71,9 @@ class Request:
         """Wait, after the body was read, until the client closes the connection."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    def _values(self, name: str) -> list[bytes]:
+        return [value for key, value in self._headers if key.lower() == name.encode()]
 
 
 def _raw_path(scope: Scope) -> bytes:

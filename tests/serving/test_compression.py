@@ -191,6 +191,14 @@ def test_compressed_answer(client, encoding, count, binary):
     np.testing.assert_array_equal(found, values)
 
 
+def test_accepted_encodings_in_two_headers(client):
+    values = np.zeros(5000)
+    request = {"inputs": [tensor("x", "FP32", values.shape, values)]}
+    headers = [("Accept-Encoding", "br"), ("Accept-Encoding", "deflate")]
+    answer = client.infer("vector", request, headers=headers)
+    assert answer.headers["content-encoding"] == "deflate"
+
+
 def test_answers_that_stay_as_they_are(client):
     noise = np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
     accepts = [("Accept-Encoding", "gzip")]

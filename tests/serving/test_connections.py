@@ -253,6 +253,46 @@ def test_upgrades_are_ignored(server):
         assert read_response(connection)[0] == 200
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_mutilated_requests(server, seed):
+    """Whatever comes, the answer is one of ours, or the connection ends."""
+    rng = np.random.default_rng(seed)
+    body = json.dumps(VECTOR).encode()
+    text = bytearray(
+        b"POST /v2/models/vector/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\nX-Request-Id: 1\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+        % (len(body), body)
+    )
+    pieces = [
+        b"\r\n",
+        b"\0",
+        b":",
+        b" ",
+        b"\n",
+        b"chunked",
+        b"\xff",
+        b"0",
+        b"Content-Length: 3\r\n",
+    ]
+    for _ in range(rng.integers(1, 5)):
+        position = int(rng.integers(len(text)))
+        removed = int(rng.integers(0, 4))
+        text[position : position + removed] = pieces[int(rng.integers(len(pieces)))]
+    with server.connect() as connection:
+        connection.sendall(text)
+        connection.shutdown(socket.SHUT_WR)
+        content = b""
+        try:
+            while part := connection.recv(1 << 16):
+                content += part
+        except ConnectionResetError:
+            return
+    for answer in content.split(b"HTTP/1.1 ")[1:]:
+        status, _, rest = answer.partition(b" ")
+        assert int(status) in (200, 400, 404, 405, 408, 413, 414, 415, 431)
+        assert isinstance(json.loads(rest.partition(b"\r\n\r\n")[2]), dict)
+
+
 def fill_request(rows):
     inputs = [tensor("shape", "INT64", (2,), [rows, 1 << 18])]
     body = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
