@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +35,7 @@ class Limits:
 async def collect(
     request: Request,
     limits: Limits,
-    aligned_at: int = 0,
+    aligned_at: int | None = None,
     encoding: str | None = None,
     hold: Hold | None = None,
 ) -> memoryview:
@@ -49,7 +48,7 @@ async def collect(
         A body of more than ``max_body`` bytes is refused with 413, before a byte of it is read if
         its length is announced. 408 is the answer when no byte comes for ``timeout`` seconds, and
         when after that time the average is below 8 KiB a second.
-    aligned_at : int
+    aligned_at : int, optional
         Offset in the body that shall lie on a multiple of 64 bytes, so that the first tensor after
         the JSON can be used where it is.
     encoding : str, optional
@@ -71,8 +70,10 @@ async def collect(
     inflater = None if encoding is None else Inflater(encoding)
     known = announced if inflater is None else None
     buffer = _Buffer(FIRST_CAPACITY if known is None else known, aligned_at)
+    start = asyncio.get_running_loop().time()
     received = 0
-    async for chunk in _chunks(request, limits):
+    while not request.body_read:
+        chunk = await _next_chunk(request, limits, start, received)
         received += len(chunk)
         if announced is not None and received > announced:
             raise HttpError(400, f"the body is longer than its announced {announced} bytes")
@@ -91,20 +92,17 @@ async def collect(
     return buffer.view()
 
 
-async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
-    """Yield the chunks of the body as they come; raises 408 when they come too slowly."""
-    clock = asyncio.get_running_loop().time
-    start, received = clock(), 0
-    while not request.body_read:
-        slow = start + limits.timeout + received / MIN_RATE
-        try:
-            async with asyncio.timeout_at(min(clock() + limits.timeout, slow)):
-                message = await request.next_message()
-        except TimeoutError:
-            raise HttpError(408, f"the body came too slowly; got {received} bytes") from None
-        chunk: bytes = message.get("body", b"")
-        received += len(chunk)
-        yield chunk
+async def _next_chunk(request: Request, limits: Limits, start: float, received: int) -> bytes:
+    """Return the next chunk of a body; raises 408 when it does not come in time."""
+    now = asyncio.get_running_loop().time()
+    slow = start + limits.timeout + received / MIN_RATE
+    try:
+        async with asyncio.timeout_at(min(now + limits.timeout, slow)):
+            message = await request.next_message()
+    except TimeoutError:
+        raise HttpError(408, f"the body came too slowly; got {received} bytes") from None
+    chunk: bytes = message.get("body", b"")
+    return chunk
 
 
 async def discard(request: Request, limits: Limits) -> None:
@@ -121,18 +119,27 @@ async def discard(request: Request, limits: Limits) -> None:
 
 
 class _Buffer:
-    """One growing block of bytes, left unwritten until data comes."""
+    """One growing block of bytes, left unwritten until data comes.
 
-    def __init__(self, capacity: int, aligned_at: int) -> None:
+    A body in one chunk stays what it is, if it may lie anywhere.
+    """
+
+    def __init__(self, capacity: int, aligned_at: int | None) -> None:
+        self._capacity = capacity
         self._aligned_at = aligned_at
         self.size = 0
-        self._bytes = self._allocate(capacity)
+        self._bytes = memoryview(b"")
 
     def append(self, chunk: bytes, most: int) -> None:
+        if not chunk:
+            return
+        if self.size == 0 and self._aligned_at is None:
+            self._bytes, self.size = memoryview(chunk), len(chunk)
+            return
         needed = self.size + len(chunk)
         if needed > len(self._bytes):
             old = self._bytes
-            self._bytes = self._allocate(min(most, max(needed, 2 * len(old))))
+            self._bytes = self._allocate(min(most, max(needed, self._capacity, 2 * len(old))))
             self._bytes[: self.size] = old[: self.size]
         self._bytes[self.size : needed] = chunk
         self.size = needed
@@ -142,7 +149,7 @@ class _Buffer:
 
     def _allocate(self, capacity: int) -> memoryview:
         block = np.empty(capacity + ALIGNMENT, np.uint8)
-        offset = -(block.ctypes.data + self._aligned_at) % ALIGNMENT
+        offset = -(block.ctypes.data + (self._aligned_at or 0)) % ALIGNMENT
         return block.data[offset : offset + capacity]
 
 

@@ -32,7 +32,7 @@ from .routing import Route
 # Up to this many bytes, decoding in the event loop takes less time than a change of thread.
 INLINE_BYTES = 32 << 10
 # Up to this many bytes, joining the parts of an answer takes less time than sending them apart.
-JOINED_BYTES = 64 << 10
+JOINED_BYTES = 256 << 10
 
 
 class Endpoints:
@@ -111,7 +111,7 @@ class Endpoints:
         content = check_content(request)
         json_length = content.json_length
         with self._admission.hold() as hold:
-            body = await collect(request, self._limits, json_length or 0, content.encoding, hold)
+            body = await collect(request, self._limits, json_length, content.encoding, hold)
             hold.begin()
             if json_length is not None and json_length > len(body):
                 raise HttpError(
@@ -136,11 +136,12 @@ class Endpoints:
     async def _run(self, model: Model, request: InferRequest, arrived: float) -> list[Array]:
         """Run a model; raises 504 when the time that the client gives is over."""
         timeout = request.options.timeout
+        names = [choice.name for choice in request.outputs]
+        if timeout is None:
+            return await self._engine.infer(model, request.feeds, names)
         try:
-            async with asyncio.timeout_at(None if timeout is None else arrived + timeout):
-                return await self._engine.infer(
-                    model, request.feeds, [choice.name for choice in request.outputs]
-                )
+            async with asyncio.timeout_at(arrived + timeout):
+                return await self._engine.infer(model, request.feeds, names)
         except TimeoutError:
             raise HttpError(504, f"the timeout of {timeout} seconds is over") from None
 

@@ -34,7 +34,9 @@ class Request:
         raw = _raw_path(scope)
         self.path = raw.decode("ascii", errors="backslashreplace")
         self.segments = [unquote(part, errors="replace") for part in self.path.split("/")[1:]]
-        self._headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+        self._headers: dict[bytes, list[bytes]] = {}
+        for key, value in scope["headers"]:
+            self._headers.setdefault(key.lower(), []).append(value)
         self._receive = receive
         self._buffers = BUFFERS in (scope.get("extensions") or {})
         self.body_read = not (
@@ -44,14 +46,14 @@ class Request:
 
     def header(self, name: str) -> str | None:
         """Return a header's value; a header that comes twice is refused with 400."""
-        values = self._values(name)
+        values = self._headers.get(name.encode(), ())
         if len(values) > 1:
             raise HttpError(400, f"the header {name} is given {len(values)} times")
         return values[0].decode("latin-1") if values else None
 
     def listed(self, name: str) -> str | None:
         """Return the value of a header that is a list, which may come in several parts."""
-        values = self._values(name)
+        values = self._headers.get(name.encode(), ())
         return b", ".join(values).decode("latin-1") if values else None
 
     def sendable(self, part: bytes | memoryview) -> bytes | memoryview:
@@ -71,9 +73,6 @@ class Request:
         """Wait, after the body was read, until the client closes the connection."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
-
-    def _values(self, name: str) -> list[bytes]:
-        return [value for key, value in self._headers if key.lower() == name.encode()]
 
 
 def _raw_path(scope: Scope) -> bytes:
