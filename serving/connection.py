@@ -15,6 +15,7 @@ from .asgi.body import MIN_RATE
 from .asgi.request import BUFFERS
 from .network import ConnectionLimits
 
+FRAMING = 16  # bytes of a body in chunks that may come for each byte in them
 REFUSED_SECONDS = 1.0  # for a client over the limit to send something, so that it reads the answer
 
 
@@ -35,6 +36,8 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._first = True
         self._in_head = True
+        self._body_bytes = 0
+        self._other_bytes = 0
         self._unread: tuple[float, int] | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -49,15 +52,19 @@ class Connection(HttpToolsProtocol):
         if self._refusal is not None:
             self._send_refusal()
             return
-        try:
-            super().data_received(data)
-        except _RefusedError:  # an exception inside a callback may come as it is
-            self._send_refusal()
-        if self._in_head and self._head_since is not None:
+        in_body = not self._in_head
+        super().data_received(data)
+        if in_body:
+            self._other_bytes += len(data)
+            large = self._other_bytes > self.limits.header_bytes + FRAMING * self._body_bytes
+        elif self._in_head and self._head_since is not None:
             self._head_bytes += len(data)
-            if self._head_bytes > self.limits.header_bytes and not self.transport.is_closing():
-                self._refusal = (431, self._too_large())
-                self._send_refusal()
+            large = self._head_bytes > self.limits.header_bytes
+        else:
+            return
+        if large and not self.transport.is_closing():
+            self._refusal = (431, self._too_large())
+            self._send_refusal()
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -85,9 +92,16 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the application."""
+        if len(self.pipeline) >= self.limits.pipelined:
+            self._refuse(429, f"more than {self.limits.pipelined} requests wait on this connection")
         self._in_head = False
-        self._head_bytes = 0
+        self._head_bytes = self._body_bytes = self._other_bytes = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End a request; the next begins with the next byte."""

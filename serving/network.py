@@ -32,7 +32,10 @@ class ConnectionLimits:
     connections : int
         Further ones are answered with 503 and closed.
     header_bytes, headers, url_bytes : int
-        Size of the head of a request, number of its headers, size of its target.
+        Size of the head of a request, number of its headers, size of its target. What comes
+        between and behind the chunks of a body is bounded as the head is.
+    pipelined : int
+        Requests on one connection that wait for the answer to the first.
     header_timeout : float
         Seconds for the head of a request, from its first byte; and for the first byte of the first.
     idle_timeout : float
@@ -45,6 +48,7 @@ class ConnectionLimits:
     header_bytes: int = 64 << 10
     headers: int = 128
     url_bytes: int = 8 << 10
+    pipelined: int = 100
     header_timeout: float = 10.0
     idle_timeout: float = 75.0
     send_timeout: float = 30.0

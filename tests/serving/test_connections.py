@@ -219,15 +219,8 @@ def test_path_tricks(server, path):
 def test_pipelined_requests(server):
     with server.connect() as connection:
         connection.sendall(GET * 3 + b"GET /none HTTP/1.1\r\n\r\n" + GET)
-        reader = connection.makefile("rb")
         for expected in (200, 200, 200, 404, 200):
-            status = int(reader.readline().split()[1])
-            while (line := reader.readline()) != b"\r\n":
-                if line.startswith(b"content-length"):
-                    size = int(line.split()[1])
-            assert json.loads(reader.read(size))
-            assert status == expected
-        reader.close()
+            assert read_one(connection) == expected
 
 
 def test_trailers_are_bounded_and_dropped(server):
@@ -245,6 +238,57 @@ def test_trailers_are_bounded_and_dropped(server):
         for _ in range(1000):
             connection.sendall(b"X: y\r\n")
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize("flood", [b"0\r\nX: ", b"1;x=", b"0" * 100, b"1 "])
+def test_what_lies_between_chunks_is_bounded(server, flood):
+    """A trailer or an extension of a chunk without an end does not fill the memory."""
+    before = server.resident_memory()
+    sent = 0
+    with server.connect() as connection, pytest.raises(OSError, match=r"reset|pipe"):  # noqa: PT012
+        connection.sendall(
+            b"POST /v2/models/vector/infer HTTP/1.1\r\nHost: x\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        connection.sendall(flood)
+        while sent < 1 << 30:
+            connection.sendall(b"0" * (1 << 20))
+            sent += 1 << 20
+    assert sent < 64 << 20
+    assert server.resident_memory() - before < 64 << 20
+
+
+def test_a_body_in_chunks_of_one_byte(server):
+    body = json.dumps(VECTOR).encode().ljust(50_000)
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    with server.connect() as connection:
+        connection.sendall(
+            b"POST /v2/models/vector/infer HTTP/1.1\r\nHost: x\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        for start in range(0, len(chunks), 9999):
+            connection.sendall(chunks[start : start + 9999])
+        assert read_response(connection)[0] == 200
+
+
+def test_too_many_pipelined_requests(server):
+    with server.connect() as connection:
+        connection.sendall(GET * 5000)
+        assert read_to_the_end(connection) < 1000 * 100  # closed, with few answers or none
+    with server.connect() as connection:
+        connection.sendall(GET * 100)
+        for _ in range(100):
+            assert read_one(connection) == 200
+
+
+def read_one(connection):
+    """Read one of several responses, and nothing of the next; return its status."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += connection.recv(1)
+    size = int(head.partition(b"content-length: ")[2].split()[0])
+    assert json.loads(connection.recv(size, socket.MSG_WAITALL))
+    return int(head.split()[1])
 
 
 def test_upgrades_are_ignored(server):
