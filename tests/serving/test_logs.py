@@ -65,7 +65,8 @@ def test_log_of_a_server(model_folder):
         server.signal()
         code, errors = server.wait()
     assert code == 0
-    first, second = (json.loads(line) for line in errors.splitlines())
+    lines = [json.loads(line) for line in errors.splitlines()]
+    first, second = (line for line in lines if line["logger"].endswith(".access"))
     assert first["request_id"] == "first"
     assert (first["method"], first["path"], first["status"]) == ("GET", "/v2/models/vector%0a", 404)
     assert (first["client"], first["level"]) == ("127.0.0.1", "info")
