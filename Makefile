@@ -98,7 +98,7 @@ $(PEERS)/installed: $(VENV)/installed
 	@touch $@
 
 test-peers: $(PEERS)/installed  ## compare with other libraries, in an environment of their own
-	$(PEERS)/bin/python -m pytest tests/peers
+	$(PEERS)/bin/python -m pytest tests/peers tests/serving/test_kserve_client.py
 
 bench: $(PEERS)/installed  ## time against other libraries for 15 minutes; writes benchmarks/results
 	$(PEERS)/bin/python -m benchmarks

@@ -10,11 +10,22 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from . import network
 from .asgi.app import Application, create_app
 from .engine.failures import ModelError
+from .logs import start_logging
+from .network import (
+    ADMIN_TOKEN_VARIABLE,
+    TOKEN_VARIABLE,
+    NetworkError,
+    limits_of,
+    read_token,
+    tls_of,
+)
 from .protocol.metadata import server_version
 from .server import Server
 from .settings import Settings
+from .values import port, positive, seconds
 
 PROGRAM = "pyattn-serve"
 _BACKLOG = 2048
@@ -28,15 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     requests were cut off, 2 for wrong arguments.
     """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=options.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    start_logging(options.log_level, options.log_format)
     try:
         return _serve(options)
-    except (ModelError, _AddressError) as error:
+    except (ModelError, NetworkError, _AddressError) as error:
         sys.stderr.write(f"{PROGRAM}: error: {error}\n")
         return 1
     except KeyboardInterrupt:  # while the model is loaded; later the server handles the signal
@@ -57,15 +63,26 @@ def _serve(options: argparse.Namespace) -> int:
             spin=options.spin,
             max_body=options.max_body,
             body_timeout=options.body_timeout,
+            max_pending=options.max_pending,
+            token=read_token(options.token_file, TOKEN_VARIABLE),
+            admin_token=read_token(options.admin_token_file, ADMIN_TOKEN_VARIABLE),
         )
     )
+    tls = tls_of(options)
+    limits = limits_of(options)
     with _bind(options.host, options.port) as listener:
         application.engine.load()
         try:
             listener.listen(_BACKLOG)
         except OSError as error:
             raise _address_error(options.host, options.port, error) from error
-        server = Server(application, options.drain_timeout, _announcement(application, listener))
+        server = Server(
+            application,
+            options.drain_timeout,
+            _announcement(application, listener, "http" if tls is None else "https"),
+            limits,
+            {} if tls is None else tls.uvicorn_options(),
+        )
         server.run(sockets=[listener])
     if server.cut_off:
         plural = "" if server.cut_off == 1 else "s"
@@ -102,12 +119,14 @@ def _address_error(host: str, port: int, error: Exception) -> _AddressError:
     return _AddressError(f"cannot listen on {host} port {port}: {reason}")
 
 
-def _announcement(application: Application, listener: socket.socket) -> Callable[[], None]:
+def _announcement(
+    application: Application, listener: socket.socket, scheme: str
+) -> Callable[[], None]:
     """Return a function that prints where the models are, once they can be reached."""
 
     def announce() -> None:
         host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         for name in application.engine.names:
             sys.stdout.write(
                 f"{PROGRAM}: {name} is ready at {url}, try: curl {url}/v2/models/{name}\n"
@@ -125,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     add("model", type=Path, metavar="MODEL.onnx", help="the model to serve")
     add("--name", help="name to serve it under (default: the file's, without its suffix)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    add("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
+    add("--port", type=port, default=8000, help="0 takes a free one (default: %(default)s)")
     add(
         "--threads",
         type=_threads,
@@ -133,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--concurrency",
-        type=_positive,
+        type=positive,
         default=Settings.concurrency,
         help="inferences that run at the same time (default: %(default)s)",
     )
@@ -144,53 +163,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--max-body",
-        type=_positive,
+        type=positive,
         default=Settings.max_body,
         metavar="BYTES",
         help="largest request body (default: %(default)s)",
     )
     add(
         "--body-timeout",
-        type=_seconds,
+        type=seconds,
         default=Settings.body_timeout,
         metavar="S",
         help="seconds to wait for a request body that does not come (default: %(default)s)",
     )
     add(
         "--drain-timeout",
-        type=_seconds,
+        type=seconds,
         default=30.0,
         metavar="S",
         help="seconds that requests in flight have after SIGTERM (default: %(default)s)",
     )
+    add(
+        "--max-pending",
+        type=positive,
+        default=Settings.max_pending,
+        metavar="N",
+        help="requests that are decoded, wait or run at the same time (default: %(default)s)",
+    )
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    add("--log-format", default="text", choices=["text", "json"])
+    network.add_arguments(parser)
     add("--version", action="version", version=f"{PROGRAM} {server_version()}")
     return parser
 
 
-def _port(text: str) -> int:
-    if not (text.isdecimal() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text} is not a port")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
-    return int(text)
-
-
 def _threads(text: str) -> int:
-    if _positive(text) > _MOST_THREADS:
+    if positive(text) > _MOST_THREADS:
         raise argparse.ArgumentTypeError(f"{text} is more than {_MOST_THREADS}")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
-    return seconds

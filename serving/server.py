@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from .asgi.app import Application
+from .network import ConnectionLimits
+
+logger = logging.getLogger("pyattn_serving")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SWEEP = 10  # of uvicorn's ticks, of a tenth of a second
 _LAST_WORDS = 1.0  # seconds for the answers to requests that were cut off
 
 
@@ -32,16 +38,24 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, application: Application, drain_timeout: float, on_start: Callable[[], None]
+        self,
+        application: Application,
+        drain_timeout: float,
+        on_start: Callable[[], None],
+        limits: ConnectionLimits,
+        tls: Mapping[str, Any],
     ) -> None:
         config = uvicorn.Config(
             application,
+            http=_protocol(limits),
+            timeout_keep_alive=math.ceil(limits.idle_timeout),
             lifespan="on",
             ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,  # else a client could write the address in the log
+            **tls,
         )
         super().__init__(config)
         self.cut_off = 0
@@ -62,6 +76,16 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_start()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the connections once a second."""
+        if counter % _SWEEP == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                sweep = getattr(connection, "sweep", None)
+                if sweep is not None:
+                    sweep(now)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -110,3 +134,15 @@ class Server(uvicorn.Server):
         # The answers are written, but a slow client may not have read all of them.
         self.config.timeout_graceful_shutdown = max(1, math.ceil(left))
         self.should_exit = True
+
+
+def _protocol(limits: ConnectionLimits) -> Any:
+    """Return uvicorn's option for a connection with `limits`."""
+    try:
+        from .connection import connection_class
+    except ModuleNotFoundError as error:
+        if error.name != "httptools":
+            raise
+        logger.warning("httptools is not installed: headers and connections have no limits")
+        return "auto"
+    return connection_class(limits)

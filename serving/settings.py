@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MIB = 1 << 20
@@ -30,6 +30,11 @@ class Settings:
     body_timeout : float
         Seconds without a byte after which a request body is given up, and seconds that a body may
         take before a slow sender is.
+    max_pending : int
+        Requests that are decoded, wait or run at the same time; further ones are refused.
+    token, admin_token : str or None
+        Bearer tokens that clients need, for everything but the health endpoints, and for what
+        changes the server.
     """
 
     model: Path
@@ -39,3 +44,6 @@ class Settings:
     spin: bool = False
     max_body: int = 64 * MIB
     body_timeout: float = 30.0
+    max_pending: int = 512
+    token: str | None = field(default=None, repr=False)
+    admin_token: str | None = field(default=None, repr=False)

@@ -9,11 +9,14 @@ import time
 from ..engine.engine import Engine, ModelSource
 from ..engine.failures import ModelError, UnavailableError
 from ..settings import Settings
+from .access import Tokens
+from .admission import Admission
 from .body import Limits, discard
 from .endpoints import Endpoints
 from .errors import ClientGoneError, HttpError, error_response
 from .lifecycle import Lifecycle
 from .request import Request
+from .request_id import request_id
 from .responses import Response, send_body, send_start
 from .routing import Router
 from .types import Receive, Scope, Send
@@ -32,13 +35,17 @@ class Application:
     engine : Engine
     lifecycle : Lifecycle
         For the server around the application: it starts the drain and waits for the end of it.
+    admission : Admission
+        The requests that the server has taken on, and the bytes of their bodies.
     """
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, tokens: Tokens | None = None) -> None:
         self.engine = engine
         self.lifecycle = Lifecycle()
         self._limits = limits
-        self._router = Router(Endpoints(engine, self.lifecycle, limits).routes())
+        self.admission = Admission(limits.max_pending, limits.max_pending_bytes)
+        endpoints = Endpoints(engine, self.lifecycle, limits, self.admission)
+        self._router = Router(endpoints.routes(), tokens or Tokens())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI server."""
@@ -53,29 +60,22 @@ class Application:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         status: int | str = "gone"
+        name = request_id(scope)
         with self.lifecycle.request():
             try:
-                request = Request(scope, receive)
+                request = Request(scope, receive, name)
                 response = await self._answer(request)
                 await self._send(request, response, send)
                 status = response.status
             except HttpError as error:  # headers that cannot be read at all
                 response = error_response(error)
-                await send_start(response, send, close=True)
+                await send_start(response, send, name, close=True)
                 await send_body(response.body, send)
                 status = response.status
             except (ClientGoneError, OSError):
                 logger.debug("the client closed the connection")
         if access.isEnabledFor(logging.INFO):
-            path = scope.get("raw_path") or scope["path"].encode()
-            access.info(
-                "%s %s %s %s %.1fms",
-                (scope.get("client") or "-")[0],
-                scope["method"],
-                ascii(path.decode("latin-1"))[1:-1][:500],
-                status,
-                (time.perf_counter() - start) * 1e3,
-            )
+            _log(scope, name, status, time.perf_counter() - start)
 
     async def _answer(self, request: Request) -> Response:
         """Return the answer to a request, also when its handling fails or is cut off."""
@@ -88,18 +88,26 @@ class Application:
         except Exception as error:
             response = error_response(error)
             if response.status >= 500 and not isinstance(error, UnavailableError):
-                logger.exception("%s %s failed", request.method, ascii(request.path[:500]))
+                logger.exception(
+                    "%s %s failed",
+                    request.method,
+                    ascii(request.path[:500]),
+                    extra={"request": {"request_id": request.id}},
+                )
             return response
 
     async def _send(self, request: Request, response: Response, send: Send) -> None:
         unread = not request.body_read
-        await send_start(response, send, close=unread or self.lifecycle.draining)
-        body = b"" if request.method == "HEAD" else response.body
+        close = unread or self.lifecycle.draining
+        await send_start(response, send, request.id, close=close)
+        *parts, last = (b"",) if request.method == "HEAD" else (response.body, *response.tensors)
+        for part in parts:
+            await send_body(request.sendable(part), send, more=True)
         if unread:
-            await send_body(body, send, more=True)
+            await send_body(request.sendable(last), send, more=True)
             await discard(request, self._limits)
-            body = b""
-        await send_body(body, send)
+            last = b""
+        await send_body(request.sendable(last), send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -113,6 +121,28 @@ class Application:
         self.lifecycle.drain()
         self.engine.close()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _log(scope: Scope, name: str, status: int | str, seconds: float) -> None:
+    path = scope.get("raw_path") or scope["path"].encode()
+    about = {
+        "request_id": name,
+        "client": (scope.get("client") or "-")[0],
+        "method": scope["method"],
+        "path": ascii(path.decode("latin-1"))[1:-1][:500],
+        "status": status,
+        "milliseconds": round(seconds * 1e3, 1),
+    }
+    access.info(
+        "%s %s %s %s %.1fms %s",
+        about["client"],
+        about["method"],
+        about["path"],
+        status,
+        about["milliseconds"],
+        name,
+        extra={"request": about},
+    )
 
 
 def create_app(settings: Settings) -> Application:
@@ -131,4 +161,10 @@ def create_app(settings: Settings) -> Application:
         concurrency=settings.concurrency,
         spin=settings.spin,
     )
-    return Application(engine, Limits(settings.max_body, settings.body_timeout))
+    limits = Limits(
+        settings.max_body,
+        settings.body_timeout,
+        settings.max_pending,
+        8 * settings.max_body,
+    )
+    return Application(engine, limits, Tokens(settings.token, settings.admin_token))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .admission import Hold
+from .compression import Inflater
 from .errors import ClientGoneError, HttpError
 from .request import Request
 
@@ -22,14 +24,22 @@ _DIGITS = re.compile(r"[0-9]{1,18}")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`max_body` in bytes; `timeout` in seconds, see `collect`."""
+    """`max_body` in bytes; `timeout` in seconds, see `collect`. `Admission` tells of the others."""
 
     max_body: int
     timeout: float
+    max_pending: int = 512
+    max_pending_bytes: int = 512 << 20
 
 
-async def collect(request: Request, limits: Limits, aligned_at: int = 0) -> memoryview:
-    """Return the whole body.
+async def collect(
+    request: Request,
+    limits: Limits,
+    aligned_at: int | None = None,
+    encoding: str | None = None,
+    hold: Hold | None = None,
+) -> memoryview:
+    """Return the whole body, uncompressed.
 
     Parameters
     ----------
@@ -38,39 +48,61 @@ async def collect(request: Request, limits: Limits, aligned_at: int = 0) -> memo
         A body of more than ``max_body`` bytes is refused with 413, before a byte of it is read if
         its length is announced. 408 is the answer when no byte comes for ``timeout`` seconds, and
         when after that time the average is below 8 KiB a second.
-    aligned_at : int
+    aligned_at : int, optional
         Offset in the body that shall lie on a multiple of 64 bytes, so that the first tensor after
         the JSON can be used where it is.
+    encoding : str, optional
+        ``"gzip"`` or ``"deflate"``. The limit holds before and after.
+    hold : Hold, optional
+        Counts the bytes.
 
     Raises
     ------
     HttpError
-        400 for a body that is longer or shorter than announced, 408, 413.
+        400 for a body that is longer or shorter than announced or not of its encoding, 408, 413,
+        429.
     ClientGoneError
         The connection closed before the end.
     """
     announced = _content_length(request)
     if announced is not None and announced > limits.max_body:
         raise _too_large(limits.max_body)
-    buffer = _Buffer(FIRST_CAPACITY if announced is None else announced, aligned_at)
-    clock = asyncio.get_running_loop().time
-    start = clock()
+    inflater = None if encoding is None else Inflater(encoding)
+    known = announced if inflater is None else None
+    buffer = _Buffer(FIRST_CAPACITY if known is None else known, aligned_at)
+    start = asyncio.get_running_loop().time()
+    received = 0
     while not request.body_read:
-        slow = start + limits.timeout + buffer.size / MIN_RATE
-        try:
-            async with asyncio.timeout_at(min(clock() + limits.timeout, slow)):
-                message = await request.next_message()
-        except TimeoutError:
-            raise HttpError(408, f"the body came too slowly; got {buffer.size} bytes") from None
-        chunk: bytes = message.get("body", b"")
-        if buffer.size + len(chunk) > (limits.max_body if announced is None else announced):
-            if announced is None:
-                raise _too_large(limits.max_body)
+        chunk = await _next_chunk(request, limits, start, received)
+        received += len(chunk)
+        if announced is not None and received > announced:
             raise HttpError(400, f"the body is longer than its announced {announced} bytes")
-        buffer.append(chunk, limits.max_body)
-    if announced is not None and buffer.size < announced:
-        raise HttpError(400, f"the body has {buffer.size} of its announced {announced} bytes")
+        for piece in (chunk,) if inflater is None else inflater.feed(chunk):
+            if buffer.size + len(piece) > limits.max_body:
+                raise _too_large(limits.max_body)
+            if hold is not None:
+                hold.add_bytes(len(piece))
+            buffer.append(piece, limits.max_body)
+            if inflater is not None:
+                await asyncio.sleep(0)  # others may go on: a small chunk can hold a large body
+    if announced is not None and received < announced:
+        raise HttpError(400, f"the body has {received} of its announced {announced} bytes")
+    if inflater is not None:
+        inflater.finish()
     return buffer.view()
+
+
+async def _next_chunk(request: Request, limits: Limits, start: float, received: int) -> bytes:
+    """Return the next chunk of a body; raises 408 when it does not come in time."""
+    now = asyncio.get_running_loop().time()
+    slow = start + limits.timeout + received / MIN_RATE
+    try:
+        async with asyncio.timeout_at(min(now + limits.timeout, slow)):
+            message = await request.next_message()
+    except TimeoutError:
+        raise HttpError(408, f"the body came too slowly; got {received} bytes") from None
+    chunk: bytes = message.get("body", b"")
+    return chunk
 
 
 async def discard(request: Request, limits: Limits) -> None:
@@ -87,18 +119,27 @@ async def discard(request: Request, limits: Limits) -> None:
 
 
 class _Buffer:
-    """One growing block of bytes, left unwritten until data comes."""
+    """One growing block of bytes, left unwritten until data comes.
 
-    def __init__(self, capacity: int, aligned_at: int) -> None:
+    A body in one chunk stays what it is, if it may lie anywhere.
+    """
+
+    def __init__(self, capacity: int, aligned_at: int | None) -> None:
+        self._capacity = capacity
         self._aligned_at = aligned_at
         self.size = 0
-        self._bytes = self._allocate(capacity)
+        self._bytes = memoryview(b"")
 
     def append(self, chunk: bytes, most: int) -> None:
+        if not chunk:
+            return
+        if self.size == 0 and self._aligned_at is None:
+            self._bytes, self.size = memoryview(chunk), len(chunk)
+            return
         needed = self.size + len(chunk)
         if needed > len(self._bytes):
             old = self._bytes
-            self._bytes = self._allocate(min(most, max(needed, 2 * len(old))))
+            self._bytes = self._allocate(min(most, max(needed, self._capacity, 2 * len(old))))
             self._bytes[: self.size] = old[: self.size]
         self._bytes[self.size : needed] = chunk
         self.size = needed
@@ -108,7 +149,7 @@ class _Buffer:
 
     def _allocate(self, capacity: int) -> memoryview:
         block = np.empty(capacity + ALIGNMENT, np.uint8)
-        offset = -(block.ctypes.data + self._aligned_at) % ALIGNMENT
+        offset = -(block.ctypes.data + (self._aligned_at or 0)) % ALIGNMENT
         return block.data[offset : offset + capacity]
 
 

@@ -3,40 +3,59 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from ..engine.engine import Engine
 from ..engine.failures import UnavailableError
-from ..engine.model import Model
-from ..protocol.infer import decode_request, encode_response
-from ..protocol.metadata import model_metadata, server_metadata
+from ..engine.model import Array, Model
+from ..protocol.infer import InferRequest, decode_request, encode_response
+from ..protocol.metadata import (
+    log_settings,
+    model_metadata,
+    server_metadata,
+    trace_settings,
+)
+from .access import Access
+from .admission import Admission
 from .body import Limits, collect
+from .compression import accepted_encoding, compress
 from .content import BINARY, JSON, LENGTH_HEADER, check_content
 from .errors import ClientGoneError, HttpError
 from .lifecycle import Lifecycle
+from .openapi import document
 from .request import Request
 from .responses import Response, json_response
 from .routing import Route
 
 # Up to this many bytes, decoding in the event loop takes less time than a change of thread.
 INLINE_BYTES = 32 << 10
+# Up to this many bytes, joining the parts of an answer takes less time than sending them apart.
+JOINED_BYTES = 256 << 10
 
 
 class Endpoints:
     """The endpoints, over one engine."""
 
-    def __init__(self, engine: Engine, lifecycle: Lifecycle, limits: Limits) -> None:
+    def __init__(
+        self, engine: Engine, lifecycle: Lifecycle, limits: Limits, admission: Admission
+    ) -> None:
         self._engine = engine
         self._lifecycle = lifecycle
         self._limits = limits
+        self._admission = admission
 
     def routes(self) -> list[Route]:
         """Return the routes; those of a model exist with and without a version."""
         routes = [
             Route("/v2", {"GET": self.server}),
-            Route("/v2/health/live", {"GET": self.live}),
-            Route("/v2/health/ready", {"GET": self.ready}),
+            Route("/v2/health/live", {"GET": self.live}, Access.OPEN),
+            Route("/v2/health/ready", {"GET": self.ready}, Access.OPEN),
+            Route("/v2/openapi.json", {"GET": self.openapi}),
+            Route("/v2/logging", {"GET": self.logging}),
+            Route("/v2/trace/setting", {"GET": self.trace}),
+            Route("/v2/models/{model}/trace/setting", {"GET": self.model_trace}),
         ]
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
@@ -66,36 +85,65 @@ class Endpoints:
         """Answer whether inferences of a model are taken."""
         return self._readiness({"name": self._model(path).name})
 
+    async def openapi(self, _request: Request, _path: Mapping[str, str]) -> Response:
+        """Answer with the description of all endpoints."""
+        return Response(200, document(), {"content-type": JSON})
+
+    async def logging(self, _request: Request, _path: Mapping[str, str]) -> Response:
+        """Answer with what is logged."""
+        return json_response(log_settings(logging.getLogger("pyattn_serving").getEffectiveLevel()))
+
+    async def trace(self, _request: Request, _path: Mapping[str, str]) -> Response:
+        """Answer with what is traced."""
+        return json_response(trace_settings())
+
+    async def model_trace(self, _request: Request, path: Mapping[str, str]) -> Response:
+        """Answer with what is traced of a model."""
+        self._model(path)
+        return json_response(trace_settings())
+
     async def infer(self, request: Request, path: Mapping[str, str]) -> Response:
         """Run a model."""
         refusal = self._refusal()
         if refusal is not None:
             raise UnavailableError(refusal)
         model = self._model(path)
-        json_length = check_content(request)
-        body = await collect(request, self._limits, json_length or 0)
-        if json_length is not None and json_length > len(body):
-            raise HttpError(
-                400, f"{LENGTH_HEADER} is {json_length}, but the body has {len(body)} bytes"
-            )
-        return await _while_connected(request, self._infer(model, body, json_length))
+        content = check_content(request)
+        json_length = content.json_length
+        with self._admission.hold() as hold:
+            body = await collect(request, self._limits, json_length, content.encoding, hold)
+            hold.begin()
+            if json_length is not None and json_length > len(body):
+                raise HttpError(
+                    400, f"{LENGTH_HEADER} is {json_length}, but the body has {len(body)} bytes"
+                )
+            encoding = accepted_encoding(request.listed("accept-encoding"))
+            return await _while_connected(request, self._infer(model, body, json_length, encoding))
 
-    async def _infer(self, model: Model, body: memoryview, json_length: int | None) -> Response:
+    async def _infer(
+        self, model: Model, body: memoryview, json_length: int | None, encoding: str | None
+    ) -> Response:
+        arrived = asyncio.get_running_loop().time()
         if len(body) > INLINE_BYTES:
             request = await self._engine.offload(decode_request, model, body, json_length)
         else:
             request = decode_request(model, body, json_length)
-        arrays = await self._engine.infer(
-            model, request.feeds, [choice.name for choice in request.outputs]
-        )
+        arrays = await self._run(model, request, arrived)
         if sum(array.nbytes for array in arrays) > INLINE_BYTES:
-            encoded = await self._engine.offload(encode_response, model, request, arrays)
-        else:
-            encoded = encode_response(model, request, arrays)
-        if encoded.json_length is None:
-            return Response(200, encoded.body, {"content-type": JSON})
-        headers = {"content-type": BINARY, LENGTH_HEADER.lower(): str(encoded.json_length)}
-        return Response(200, encoded.body, headers)
+            return await self._engine.offload(_response, model, request, arrays, encoding)
+        return _response(model, request, arrays, encoding)
+
+    async def _run(self, model: Model, request: InferRequest, arrived: float) -> list[Array]:
+        """Run a model; raises 504 when the time that the client gives is over."""
+        timeout = request.options.timeout
+        names = [choice.name for choice in request.outputs]
+        if timeout is None:
+            return await self._engine.infer(model, request.feeds, names)
+        try:
+            async with asyncio.timeout_at(arrived + timeout):
+                return await self._engine.infer(model, request.feeds, names)
+        except TimeoutError:
+            raise HttpError(504, f"the timeout of {timeout} seconds is over") from None
 
     def _model(self, path: Mapping[str, str]) -> Model:
         return self._engine.model(path["model"], path.get("version"))
@@ -112,6 +160,26 @@ class Endpoints:
             return json_response({**about, "ready": True})
         content = {**about, "ready": False, "error": refusal}
         return json_response(content, 503, {"retry-after": "1"})
+
+
+def _response(
+    model: Model, request: InferRequest, arrays: Sequence[Array], encoding: str | None
+) -> Response:
+    """Encode the outputs of a run, compressed if the client takes that and it is worthwhile."""
+    encoded = encode_response(model, request, arrays)
+    headers = {"content-type": BINARY if encoded.binary else JSON}
+    if encoded.binary:
+        headers[LENGTH_HEADER.lower()] = str(len(encoded.json))
+    parts: Sequence[bytes | memoryview] = (encoded.json, *encoded.tensors)
+    if encoding is not None:
+        headers["vary"] = "accept-encoding"
+        compressed = compress(parts, encoding)
+        if compressed is not None:
+            headers["content-encoding"] = encoding
+            parts = compressed
+    if sum(map(len, parts)) <= JOINED_BYTES:
+        parts = (b"".join(parts),)
+    return Response(200, bytes(parts[0]), headers, parts[1:])
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from .request_id import HEADER
 from .types import Send
+
+Buffer = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Status, body and headers; ``content-length`` is added when it is sent."""
+    """Status, body and headers; ``content-length`` is added when it is sent.
+
+    `tensors` follow the body. They are sent from the memory where they are.
+    """
 
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    tensors: Sequence[Buffer] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body and the tensors."""
+        return len(self.body) + sum(map(len, self.tensors))
 
 
 def json_response(
@@ -29,15 +41,16 @@ def json_response(
     )
 
 
-async def send_start(response: Response, send: Send, *, close: bool) -> None:
+async def send_start(response: Response, send: Send, request_id: str, *, close: bool) -> None:
     """Send status and headers; `close` says that the connection ends with this response."""
     headers = [(name.encode(), value.encode()) for name, value in response.headers.items()]
-    headers.append((b"content-length", str(len(response.body)).encode()))
+    headers.append((b"content-length", str(response.size).encode()))
+    headers.append((HEADER, request_id.encode()))
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
 
 
-async def send_body(body: bytes, send: Send, *, more: bool = False) -> None:
+async def send_body(body: Buffer, send: Send, *, more: bool = False) -> None:
     """Send a part of the body, the last one unless `more`."""
     await send({"type": "http.response.body", "body": body, "more_body": more})

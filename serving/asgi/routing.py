@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from .access import Access, Tokens
 from .errors import HttpError
 from .request import Request
 from .responses import Response
@@ -21,6 +22,7 @@ class Route:
 
     path: str
     endpoints: Mapping[str, Endpoint]
+    access: Access = Access.USER
 
     def match(self, segments: list[str]) -> dict[str, str] | None:
         """Return the values of the parts in braces, or None for another path."""
@@ -47,17 +49,25 @@ class Route:
 
 
 class Router:
-    """Routes, looked up by the number of segments first."""
+    """Routes, looked up by the number of segments first.
 
-    def __init__(self, routes: list[Route]) -> None:
+    Attributes
+    ----------
+    routes : list of Route
+    """
+
+    def __init__(self, routes: list[Route], tokens: Tokens) -> None:
+        self._tokens = tokens
+        self.routes = routes
         self._routes: dict[int, list[Route]] = {}
         for route in routes:
             self._routes.setdefault(route.path.count("/"), []).append(route)
 
     async def __call__(self, request: Request) -> Response:
-        """Answer a request; raises 404 for a path that no route has."""
+        """Answer a request; raises 404 for a path that no route has, 401 and 403."""
         for route in self._routes.get(len(request.segments), ()):
             values = route.match(request.segments)
             if values is not None:
+                self._tokens.check(request, route.access)
                 return await route.endpoint(request.method)(request, values)
         raise HttpError(404, f"there is nothing at {request.path[:200]}")

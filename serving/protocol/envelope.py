@@ -1,33 +1,26 @@
-"""The JSON object of an infer request: parsed, bounded in depth, and checked field by field."""
+"""The JSON object of an infer request, checked field by field."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-import orjson
-
 from ..engine.failures import InvalidRequestError
+from .json_text import parse_request
 
-MAX_DEPTH = 100
 MAX_RANK = 32
 Scalar = str | int | float | bool
 Entry = TypeVar("Entry")
 Value = TypeVar("Value", str, list[Any], dict[str, Any])
 
-# Every string literal, also one that the text ends in, so that the scan is linear in any text.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
-_SCAN = 1 << 16  # brackets looked at in one step
-_NON_FINITE = re.compile(r"(?:NaN|Inf(?:inity)?)\b", re.IGNORECASE)
-
 
 @dataclass(frozen=True, slots=True)
 class InputEntry:
-    """One entry of ``inputs``: `data` and `binary_size` exclude each other."""
+    """One entry of ``inputs``: `data` and `binary_size` exclude each other.
+
+    `data` is a `JsonArray`, or parsed JSON where there is no reader of arrays.
+    """
 
     name: str
     datatype: str
@@ -55,13 +48,13 @@ class Envelope:
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
 
 
-def parse_envelope(text: bytes, max_inputs: int, max_outputs: int) -> Envelope:
+def parse_envelope(text: memoryview, max_inputs: int, max_outputs: int) -> Envelope:
     """Parse the JSON of an infer request.
 
     Parameters
     ----------
-    text : bytes
-        The JSON, UTF-8.
+    text : memoryview
+        The JSON, UTF-8. Arrays keep a reference to it until they are read.
     max_inputs, max_outputs : int
         Most entries of ``inputs`` and ``outputs``: what the model has.
 
@@ -70,7 +63,7 @@ def parse_envelope(text: bytes, max_inputs: int, max_outputs: int) -> Envelope:
     InvalidRequestError
         Not JSON, deeper than 100, or a field that is missing or of the wrong type.
     """
-    request = parse_json(text)
+    request = parse_request(text)
     if not isinstance(request, dict):
         raise InvalidRequestError(f"the request must be a JSON object; got {_kind(request)}")
     parameters = _parameters(request, "the request")
@@ -81,43 +74,6 @@ def parse_envelope(text: bytes, max_inputs: int, max_outputs: int) -> Envelope:
         binary_output=_flag(parameters, "binary_data_output", "the request") or False,
         parameters=parameters,
     )
-
-
-def parse_json(text: bytes) -> Any:
-    """Parse JSON that is at most 100 deep; raises `InvalidRequestError`."""
-    _check_depth(text)
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequestError(_json_problem(text, error)) from None
-
-
-def _check_depth(text: bytes) -> None:
-    """Refuse text deeper than `MAX_DEPTH` before anything recursive sees it."""
-    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
-        return
-    brackets = np.frombuffer(_STRING.sub(b"", text).translate(None, _NOT_BRACKETS), np.uint8)
-    depth = 0
-    for start in range(0, brackets.size, _SCAN):
-        part = brackets[start : start + _SCAN]
-        opening = (part == ord("[")) | (part == ord("{"))
-        depths = depth + np.cumsum(np.where(opening, 1, -1))
-        if depths.max() > MAX_DEPTH:
-            raise InvalidRequestError(f"the JSON is nested more than {MAX_DEPTH} deep")
-        depth = int(depths[-1])
-
-
-def _json_problem(text: bytes, error: orjson.JSONDecodeError) -> str:
-    # The position counts characters of the decoded text.
-    position = error.pos
-    if _NON_FINITE.match(error.doc, position) or "infinity" in error.msg:
-        return (
-            "JSON has no NaN, no infinity and no number beyond double precision; "
-            "send the tensor in binary"
-        )
-    if not text:
-        return "the request has no JSON body"
-    return f"malformed JSON at character {position}: {error.msg}"
 
 
 def _entries(

@@ -13,6 +13,7 @@ from ..engine.failures import InvalidRequestError
 from ..engine.model import Array, Model, TensorSpec
 from . import binary_tensors, json_tensors
 from .envelope import Envelope, InputEntry, parse_envelope
+from .options import RequestOptions, parse_options
 from .shapes import check_complete, check_datatype, check_names, check_shape, element_count
 
 
@@ -32,14 +33,16 @@ class InferRequest:
     feeds: Mapping[str, Array]
     outputs: Sequence[OutputChoice]
     parameters: Mapping[str, Any]
+    options: RequestOptions
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedResponse:
-    """A response body; `json_length` is set when tensors in binary follow the JSON."""
+    """JSON, and the tensors in binary that follow it; `binary` says that there may be some."""
 
-    body: bytes
-    json_length: int | None
+    json: bytes
+    tensors: Sequence[memoryview]
+    binary: bool
 
 
 def decode_request(model: Model, body: memoryview, json_length: int | None) -> InferRequest:
@@ -63,11 +66,12 @@ def decode_request(model: Model, body: memoryview, json_length: int | None) -> I
     if json_length == 0:
         return _raw_request(model, body)
     split = len(body) if json_length is None else json_length
-    envelope = parse_envelope(bytes(body[:split]), len(model.inputs), len(model.outputs))
+    envelope = parse_envelope(body[:split], len(model.inputs), len(model.outputs))
     check_names("input", [entry.name for entry in envelope.inputs], model.inputs)
     check_complete([entry.name for entry in envelope.inputs], model.inputs)
+    options = parse_options(envelope.parameters)
     feeds = _feeds(model, envelope.inputs, body[split:])
-    return InferRequest(envelope.id, feeds, _outputs(model, envelope), envelope.parameters)
+    return InferRequest(envelope.id, feeds, _outputs(model, envelope), envelope.parameters, options)
 
 
 def encode_response(
@@ -95,9 +99,7 @@ def encode_response(
         response["id"] = request.id
     response["outputs"] = outputs
     header = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
-    if any(choice.binary for choice in request.outputs):
-        return EncodedResponse(b"".join([header, *binary]), len(header))
-    return EncodedResponse(header, None)
+    return EncodedResponse(header, binary, any(choice.binary for choice in request.outputs))
 
 
 def _feeds(model: Model, entries: Sequence[InputEntry], tail: memoryview) -> dict[str, Array]:
@@ -170,7 +172,7 @@ def _raw_request(model: Model, body: memoryview) -> InferRequest:
         count = element_count(spec.name, shape, spec.datatype)
         array = binary_tensors.decode(spec.name, body, shape, count, spec.datatype)
     outputs = [OutputChoice(name, True) for name in model.outputs]
-    return InferRequest(None, {spec.name: array}, outputs, {})
+    return InferRequest(None, {spec.name: array}, outputs, {}, RequestOptions())
 
 
 def _raw_shape(spec: TensorSpec, size: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ..engine.model import Model, TensorSpec
 
 SERVER_NAME = "pyattn-serve"
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "logging", "schedule_policy", "trace")
 
 
 def server_version() -> str:
@@ -33,6 +34,30 @@ def model_metadata(model: Model) -> dict[str, Any]:
         "platform": model.platform,
         "inputs": _tensors(model.inputs),
         "outputs": _tensors(model.outputs),
+    }
+
+
+def log_settings(level: int) -> dict[str, Any]:
+    """Return the answer to ``GET /v2/logging`` for a level of Python's logging."""
+    return {
+        "log_file": "",
+        "log_info": level <= logging.INFO,
+        "log_warning": level <= logging.WARNING,
+        "log_error": level <= logging.ERROR,
+        "log_verbose_level": int(level <= logging.DEBUG),
+        "log_format": "default",
+    }
+
+
+def trace_settings() -> dict[str, Any]:
+    """Return the answer to ``GET /v2/trace/setting``: there are no traces."""
+    return {
+        "trace_level": ["OFF"],
+        "trace_rate": "1000",
+        "trace_count": "-1",
+        "log_frequency": "0",
+        "trace_file": "",
+        "trace_mode": "triton",
     }
 
 

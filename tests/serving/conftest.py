@@ -7,6 +7,7 @@ from pyattn_serving import Settings, create_app
 from pyattn_serving.asgi.app import Application
 from pyattn_serving.asgi.body import Limits
 from pyattn_serving.engine.engine import Engine, ModelSource
+from pyattn_serving.protocol import json_text
 
 from . import models
 from .asgi_client import Client
@@ -75,3 +76,12 @@ def make_app(model_folder):
     yield make
     for app in made:
         app.engine.close()
+
+
+@pytest.fixture(params=["extension", "python"])
+def each_reader(request, monkeypatch):
+    """Run a test with the reader of arrays in JSON, and with Python's objects in its place."""
+    if request.param == "python":
+        monkeypatch.setattr(json_text, "_json", None)
+    elif json_text._json is None:
+        pytest.skip("the extension was not built")

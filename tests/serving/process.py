@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -19,7 +20,7 @@ COMMAND = [sys.executable, "-m", "pyattn_serving"]
 class ServerProcess:
     """``pyattn-serve`` on a free port of the loopback interface."""
 
-    def __init__(self, model: Path, *options: str, command=COMMAND, cwd=None):
+    def __init__(self, model: Path, *options: str, command=COMMAND, cwd=None, env=None):
         # A file, because a pipe that nobody reads would stop the server when it is full.
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -28,9 +29,10 @@ class ServerProcess:
             stderr=self.errors,
             text=True,
             cwd=cwd,
+            env=None if env is None else {**os.environ, **env},
         )
         self.ready_line = self.process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", self.ready_line)
+        found = re.search(r"https?://127\.0\.0\.1:(\d+)", self.ready_line)
         if found is None:
             raise AssertionError(self.wait())
         self.port = int(found.group(1))
@@ -79,6 +81,15 @@ class ServerProcess:
         )
         assert connection.recv(1024).startswith(b"HTTP/1.1 100 ")
         return connection
+
+    def resident_memory(self, field="VmRSS"):
+        """Bytes of the process that are in memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) << 10
+
+    def peak_memory(self):
+        """The most bytes of the process that were in memory."""
+        return self.resident_memory("VmHWM")
 
     def signal(self, number=signal.SIGTERM):
         self.process.send_signal(number)

@@ -7,6 +7,8 @@ import pytest
 
 from .asgi_client import tensor
 
+pytestmark = pytest.mark.usefixtures("each_reader")
+
 X = tensor("x", "FP32", (2,), [1, 2])
 
 
@@ -244,12 +246,12 @@ def test_binary_type_needs_the_length_of_its_json(client):
     refused(client.infer("vector", {"inputs": [X]}, headers=headers), "Inference-Header")
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip"])
+@pytest.mark.parametrize("encoding", ["br", "zstd", "identity, gzip", "gzip, gzip"])
 def test_wrong_encoding(client, encoding):
     answer = client.infer("vector", {"inputs": [X]}, headers=[("Content-Encoding", encoding)])
     assert answer.status == 415
-    assert "uncompressed" in answer.error
-    assert answer.headers["accept-encoding"] == "identity"
+    assert "gzip or deflate" in answer.error
+    assert answer.headers["accept-encoding"] == "gzip, deflate, identity"
 
 
 def test_identity_encoding_is_none(client):

@@ -32,6 +32,13 @@ def test_body_in_chunks(client, announce, size):
 
 
 @pytest.mark.parametrize("announce", [True, False])
+def test_empty_chunks(client, announce):
+    chunks = [b"", TEXT[:10], b"", TEXT[10:], b""]
+    answer = client.request("POST", PATH, headers=JSON, chunks=chunks, announce=announce)
+    assert answer.tensors() == {"y": [1, 2]}
+
+
+@pytest.mark.parametrize("announce", [True, False])
 def test_body_of_exactly_the_limit(client, announce):
     text = TEXT.ljust(MAX_BODY)
     assert client.infer("vector", text, announce=announce).status == 200

@@ -20,7 +20,9 @@ def test_server_metadata(client):
     answer = client.get("/v2")
     assert answer.status == 200
     assert answer.json["name"] == "pyattn-serve"
-    assert answer.json["extensions"] == ["binary_tensor_data"]
+    assert {"binary_tensor_data", "logging", "schedule_policy", "trace"} <= set(
+        answer.json["extensions"]
+    )
     assert answer.json["version"]
 
 
@@ -46,6 +48,22 @@ def test_model_metadata(client, suffix):
 def test_metadata_tells_a_scalar_from_an_unknown_rank(client):
     assert client.get("/v2/models/scalar").json["inputs"][0]["shape"] == []
     assert client.get("/v2/models/unranked").json["inputs"][0]["shape"] == [-1]
+
+
+def test_log_settings(client, caplog):
+    for level, info, verbose in (("DEBUG", True, 1), ("INFO", True, 0), ("ERROR", False, 0)):
+        with caplog.at_level(level, "pyattn_serving"):
+            settings = client.get("/v2/logging").json
+        assert (settings["log_info"], settings["log_verbose_level"]) == (info, verbose)
+        assert settings["log_error"] is True
+
+
+def test_trace_settings(client):
+    settings = client.get("/v2/trace/setting").json
+    assert settings["trace_level"] == ["OFF"]
+    assert client.get("/v2/models/add/trace/setting").json == settings
+    assert client.get("/v2/models/none/trace/setting").status == 404
+    assert client.request("POST", "/v2/trace/setting", b"{}").status == 405
 
 
 @pytest.mark.parametrize("suffix", ["", "/versions/1"])

@@ -7,6 +7,8 @@ import pytest
 
 from .asgi_client import tensor
 
+pytestmark = pytest.mark.usefixtures("each_reader")
+
 VALUES = {
     "BOOL": [True, False, True],
     "UINT8": [0, 1, 255],
@@ -88,7 +90,13 @@ def test_selection_of_outputs(client, outputs, expected):
 
 def test_parameters_are_accepted(client):
     request = {
-        "parameters": {"priority": 1, "timeout": 1000, "note": "x", "flag": True, "share": 0.5},
+        "parameters": {
+            "priority": 1,
+            "timeout": 30_000_000,
+            "note": "x",
+            "flag": True,
+            "share": 0.5,
+        },
         "inputs": [tensor("x", "FP32", (1,), [1], content_type="np")],
         "outputs": [{"name": "y", "parameters": {"binary_data": False}}],
         "model_name": "vector",

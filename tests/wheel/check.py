@@ -23,6 +23,7 @@ def check_files(wheel: Path) -> None:
     files = {str(path) for path in distribution("pyattn").files or ()}
     wanted = {"pyattn/py.typed", "pyattn/_core.pyi", "pyattn/__init__.py"}
     assert wanted | {"pyattn_serving/cli.py"} <= files, wanted - files
+    assert any(name.startswith("pyattn_serving/_json.") for name in files - wanted), files
     assert str(pa.ort.custom_ops_library().name) in {Path(name).name for name in files}
     assert pa.ort.has_kernel("ScaledDotProductAttentionCausal")
     strangers = {name.split("/")[0] for name in files} - {"pyattn", "pyattn_serving", "..", "bin"}
