@@ -6,13 +6,17 @@ import asyncio
 import logging
 import time
 
-from ..engine.engine import Engine, ModelSource
+from ..engine.engine import Engine, Mode
 from ..engine.failures import ModelError, UnavailableError
+from ..engine.model_settings import ModelSettings
+from ..engine.repository import Repository
 from ..settings import Settings
 from .body import Limits, discard
 from .endpoints import Endpoints
 from .errors import ClientGoneError, HttpError, error_response
 from .lifecycle import Lifecycle
+from .metrics import MetricsEndpoint
+from .repository import RepositoryEndpoints
 from .request import Request
 from .responses import Response, send_body, send_start
 from .routing import Router
@@ -38,7 +42,13 @@ class Application:
         self.engine = engine
         self.lifecycle = Lifecycle()
         self._limits = limits
-        self._router = Router(Endpoints(engine, self.lifecycle, limits).routes())
+        self._router = Router(
+            [
+                *RepositoryEndpoints(engine, self.lifecycle, limits).routes(),
+                *MetricsEndpoint(engine, self.lifecycle).routes(),
+                *Endpoints(engine, self.lifecycle, limits).routes(),
+            ]
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI server."""
@@ -66,6 +76,7 @@ class Application:
                 status = response.status
             except (ClientGoneError, OSError):
                 logger.debug("the client closed the connection")
+            self.lifecycle.answered[str(status)] += 1
         if access.isEnabledFor(logging.INFO):
             path = scope.get("raw_path") or scope["path"].encode()
             access.info(
@@ -126,9 +137,20 @@ def create_app(settings: Settings) -> Application:
     False
     """
     engine = Engine(
-        [ModelSource.of(settings.model, settings.name)],
+        Repository(settings.model, settings.name),
         threads=settings.threads,
         concurrency=settings.concurrency,
         spin=settings.spin,
+        operators=settings.operators,
+        mode=Mode(settings.mode),
+        poll_seconds=settings.poll_seconds,
+        startup=settings.load,
+        settings=ModelSettings(
+            max_batch=settings.max_batch,
+            max_delay=settings.max_delay,
+            max_queue=settings.max_queue,
+            max_queue_bytes=settings.max_queue_bytes,
+            timeout=settings.timeout,
+        ),
     )
     return Application(engine, Limits(settings.max_body, settings.body_timeout))

@@ -60,7 +60,8 @@ class Endpoints:
 
     async def model(self, _request: Request, path: Mapping[str, str]) -> Response:
         """Answer with the inputs and outputs of a model."""
-        return json_response(model_metadata(self._model(path)))
+        model = self._model(path)
+        return json_response(model_metadata(model, self._engine.versions(model.name)))
 
     async def model_ready(self, _request: Request, path: Mapping[str, str]) -> Response:
         """Answer whether inferences of a model are taken."""
