@@ -18,7 +18,7 @@ settings may say the same. There are two kinds:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -248,39 +248,59 @@ def parse(table: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Layout:
     Raises `ModelError` for a table of another form, and for an input that it leaves out.
     """
     _keys(table, "it", {"kind", "inputs", "outputs", "mask", "offsets"})
-    kind = table.get("kind")
-    if kind not in ("padded", "packed"):
-        raise _error(f"'kind' must be 'padded' or 'packed'; got {kind!r}")
     described = _tensors(table, "inputs", inputs)
     given = _tensors(table, "outputs", outputs)
-    extra, other = ("mask", "offsets") if kind == "padded" else ("offsets", "mask")
-    if other in table:
-        raise _error(f"{other!r} does not belong to kind {kind!r}")
-    special = table.get(extra)
-    if special is not None and special not in inputs:
-        raise _error(f"{extra!r} names {special!r}, which is no input")
-    complete = {*described, special} if kind == "packed" else set(described)
-    missing = [name for name in inputs if name not in complete]
-    if missing:
-        raise _error(f"the input {missing[0]!r} is not described")
+    kind = table.get("kind")
     if kind == "padded":
-        if special is not None and not _axes(special, described[special]).sequence:
-            raise _error(f"the mask {special!r} needs a 'sequence'")
-        return Padded(
-            {name: _axes(name, entry) for name, entry in described.items()},
-            {name: _axes(name, entry) for name, entry in given.items()},
-            special,
-        )
-    if special is None:
-        raise _error("kind 'packed' needs 'offsets'")
+        return _padded(table, described, given, inputs)
+    if kind == "packed":
+        return _packed(table, described, given, inputs)
+    raise _error(f"'kind' must be 'padded' or 'packed'; got {kind!r}")
+
+
+def _padded(
+    table: Mapping[str, Any],
+    described: Mapping[str, Any],
+    given: Mapping[str, Any],
+    inputs: Sequence[str],
+) -> Padded:
+    if "offsets" in table:
+        raise _error("'offsets' does not belong to kind 'padded'")
+    axes = {name: _axes(name, entry) for name, entry in described.items()}
+    _check_complete(axes, inputs)
+    mask = table.get("mask")
+    if mask is not None and (mask not in axes or not axes[mask].sequence):
+        raise _error(f"the mask {mask!r} must be an input with a 'sequence'")
+    return Padded(axes, {name: _axes(name, entry) for name, entry in given.items()}, mask)
+
+
+def _packed(
+    table: Mapping[str, Any],
+    described: Mapping[str, Any],
+    given: Mapping[str, Any],
+    inputs: Sequence[str],
+) -> Packed:
+    if "mask" in table:
+        raise _error("'mask' does not belong to kind 'packed'")
+    offsets = table.get("offsets")
+    if offsets not in inputs or offsets in described:
+        raise _error(f"'offsets' must name an input that 'inputs' does not; got {offsets!r}")
+    axes = {name: _packed_axis(name, entry, {"axis"}) for name, entry in described.items()}
+    _check_complete({*axes, offsets}, inputs)
     return Packed(
-        special,
-        {name: _packed_axis(name, entry, {"axis"}) for name, entry in described.items()},
+        offsets,
+        axes,
         {
             name: (_packed_axis(name, entry, {"axis", "per"}), _per_token(name, entry))
             for name, entry in given.items()
         },
     )
+
+
+def _check_complete(described: Container[str], inputs: Sequence[str]) -> None:
+    for name in inputs:
+        if name not in described:
+            raise _error(f"the input {name!r} is not described")
 
 
 def _tensors(table: Mapping[str, Any], key: str, known: Sequence[str]) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .failures import ModelError
@@ -86,19 +86,21 @@ class Repository:
 
     path: Path
     name: str | None = None
+    is_folder: bool = field(init=False)  # a folder that goes away does not become a file
 
     def __post_init__(self) -> None:
-        if not _is_folder(self.path):
+        object.__setattr__(self, "is_folder", _is_folder(self.path))
+        if not self.is_folder:
             ModelSource.of(self.path, self.name)  # a wrong name is told before anything is loaded
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """The folder that everything lies in."""
-        return (self.path if _is_folder(self.path) else self.path.parent,)
+        return (self.path if self.is_folder else self.path.parent,)
 
     def scan(self) -> Mapping[str, ModelSource]:
         """Return the models that are there now, by name; raises `ModelError` for a wrong name."""
-        if not _is_folder(self.path):
+        if not self.is_folder:
             source = ModelSource.of(self.path, self.name)
             return {source.name: source}
         if (self.path / MODEL_FILE).is_file():

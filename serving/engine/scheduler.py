@@ -98,12 +98,15 @@ class Scheduler:
             except Exception as error:  # the thread must outlive whatever happens
                 logger.exception("a run failed")
                 _fail(works, InferenceError(f"the run failed: {type(error).__name__}"))
-            with self._changed:
-                works[0].model.queue.running -= 1
-                for work in works:
-                    self._running.pop(work, None)
+            self._finish(works)
             # A model that was unloaded meanwhile goes with its last request, not with the next run.
             del run, works
+
+    def _finish(self, works: list[Work]) -> None:
+        with self._changed:
+            works[0].model.queue.running -= 1
+            for work in works:
+                self._running.pop(work, None)
 
     def _next(self) -> Run | None:
         """Wait for a queue that is due and take a run from it; None when the scheduler closes."""
@@ -208,19 +211,19 @@ def _chosen(part: Mapping[str, Array], work: Work) -> list[Array]:
 
 
 def _answer(works: list[Work], answers: list[list[Array]], timing: Timing) -> None:
-    for work, arrays in zip(works, answers, strict=True):
-        work.succeed(arrays)
     now = time.perf_counter_ns()
     works[0].model.statistics.ran(
         timing,
         [work.taken - work.arrival for work in works],
         [now - work.arrival for work in works],
     )
+    for work, arrays in zip(works, answers, strict=True):
+        work.succeed(arrays)
 
 
 def _fail(works: list[Work], error: Exception) -> None:
     now = time.perf_counter_ns()
     for work in works:
-        work.fail(error)
         if not work.cancelled:
             work.model.statistics.failed(now - work.arrival)
+        work.fail(error)

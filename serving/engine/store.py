@@ -169,7 +169,7 @@ class Store:
                 try:
                     self.load(name)
                 except (ModelError, UnknownModelError) as error:
-                    logger.warning("model %s was not loaded: %s", name, error)
+                    logger.warning("model %s was not loaded: %s", name, str(error))
         for name in [name for name in self._entries if name not in sources]:
             self.unload(name)
             if all(entry.state is State.UNAVAILABLE for entry in self._entries[name].values()):
@@ -234,14 +234,15 @@ class Store:
         old = self._entries.get(source.name, {})
         marks = {version: source.fingerprint(path) for version, path in files.items()}
         opened: dict[int, Model] = {}
-        failures: dict[int, ModelError] = {}
+        # Messages, not exceptions: those would hold this frame, and with it the old models.
+        failures: dict[int, str] = {}
         try:
             settings = source.settings(self._defaults)
             wanted = settings.versions.choose(files)
             if not wanted:
                 raise _no_version(source.name)
         except ModelError as error:
-            failures = dict.fromkeys(files, error)
+            failures = dict.fromkeys(files, str(error))
             wanted = []
         for version in wanted:
             before = old.get(version)
@@ -251,7 +252,7 @@ class Store:
             try:
                 opened[version] = self._open(source, version, files[version], settings)
             except ModelError as error:
-                failures[version] = error
+                failures[version] = str(error)
         new = {}
         for version in sorted({*files, *old}):
             mark, before = marks.get(version, ()), old.get(version, Entry(()))
@@ -267,7 +268,7 @@ class Store:
                 new[version] = _unloaded(before)
         self._entries[source.name] = new
         for failure in failures.values():
-            raise failure
+            raise ModelError(failure)
 
     def _open(
         self, source: ModelSource, version: int, path: Path, settings: ModelSettings
@@ -294,6 +295,6 @@ def _gone(entry: Entry) -> weakref.ref[Model] | None:
     return entry.gone if entry.model is None else weakref.ref(entry.model)
 
 
-def _reason(error: ModelError, source: ModelSource) -> str:
+def _reason(message: str, source: ModelSource) -> str:
     """Return the message for clients: paths begin at the model's folder."""
-    return str(error).replace(f"{source.folder}/", "")
+    return message.replace(f"{source.folder}/", "")
