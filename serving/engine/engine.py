@@ -157,7 +157,13 @@ class Engine:
         UnknownModelError, ModelError
         """
         self._check_explicit()
-        await asyncio.get_running_loop().run_in_executor(self._loader, self._store.load, name)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._loader, self._store.load, name)
+        except ModelError as error:
+            text = str(error)
+            for folder in self._disk.folders:  # the client need not know where they lie
+                text = text.replace(f"{folder}/", "")
+            raise ModelError(text) from None
 
     async def unload_model(self, name: str) -> None:
         """Serve a model no more; requests that have it are answered. Raises like `load_model`."""

@@ -283,7 +283,7 @@ def _packed(
     if "mask" in table:
         raise _error("'mask' does not belong to kind 'packed'")
     offsets = table.get("offsets")
-    if offsets not in inputs or offsets in described:
+    if not isinstance(offsets, str) or offsets not in inputs or offsets in described:
         raise _error(f"'offsets' must name an input that 'inputs' does not; got {offsets!r}")
     axes = {name: _packed_axis(name, entry, {"axis"}) for name, entry in described.items()}
     _check_complete({*axes, offsets}, inputs)

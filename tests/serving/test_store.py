@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import threading
 import time
@@ -34,7 +33,7 @@ def put(folder, factor=1, proto=None):
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / "model.new"
     models.save(models.table_sum(factor=factor) if proto is None else proto, fresh)
-    os.replace(fresh, folder / "model.onnx")
+    fresh.replace(folder / "model.onnx")
 
 
 def spoil(folder):
@@ -369,7 +368,7 @@ def test_weights_outside_of_the_file_count_as_a_change(tmp_path, make_engine):
     assert total() == 6
     fresh = tmp_path / "fresh"
     fresh.write_bytes(np.ones(4, np.float32).tobytes())
-    os.replace(fresh, weights)
+    fresh.replace(weights)
     load(engine)
     assert total() == 4
 
