@@ -52,7 +52,8 @@ class ModelSettings:
     max_delay : float
         Seconds that a request may wait for company while the model is busy.
     max_tokens : int
-        Most positions of such a run, padding included.
+        Most positions of such a run, padding included. So many fill two processors; more let the
+        numbers between two layers leave their caches, and make each request wait longer.
     max_padding : float
         Most of them, as a share, that may be padding.
     max_queue, max_queue_bytes : int
@@ -71,7 +72,7 @@ class ModelSettings:
     max_batch: int = 32
     preferred_batch: int = 8
     max_delay: float = 0.0
-    max_tokens: int = 16384
+    max_tokens: int = 512
     max_padding: float = 0.125
     max_queue: int = 1024
     max_queue_bytes: int = 256 * _MIB
