@@ -137,6 +137,8 @@ def _announcement(application: Application, listener: socket.socket) -> Callable
             sys.stdout.write(
                 f"{PROGRAM}: {name} is ready at {url}, try: curl {url}/v2/models/{name}\n"
             )
+        if not application.engine.names:
+            sys.stdout.write(f"{PROGRAM}: ready at {url}, with no model yet\n")
         sys.stdout.flush()
 
     return announce

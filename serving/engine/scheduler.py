@@ -29,7 +29,6 @@ class Scheduler:
         self._concurrency = concurrency
         self._changed = threading.Condition(threading.Lock())
         self._threads: list[threading.Thread] = []
-        self._idle = 0
         self._waiting: set[Queue] = set()
         self._running: dict[Work, Run] = {}
         self.stopping = False
@@ -51,14 +50,16 @@ class Scheduler:
                 raise UnavailableError("the server is stopping")
             queue.push(work)
             self._waiting.add(queue)
-            if self._idle:
-                self._changed.notify()
-            elif len(self._threads) < self._concurrency:
-                name = f"infer_{len(self._threads)}"
-                # A daemon: a long operator must not keep the interpreter from its end.
-                thread = threading.Thread(target=self._work, name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
+            self._changed.notify()
+            if not self._threads:
+                self._start()
+
+    def _start(self) -> None:
+        for number in range(self._concurrency):
+            # A daemon: a long operator must not keep the interpreter from its end.
+            thread = threading.Thread(target=self._work, name=f"infer_{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def cancel(self, work: Work) -> None:
         """Take a request out of its queue, or end its run if nobody else waits for that."""
@@ -115,11 +116,7 @@ class Scheduler:
                 queue, wake = self._choose()
                 if queue is not None:
                     return self._take(queue)
-                self._idle += 1
-                try:
-                    self._changed.wait(wake)
-                finally:
-                    self._idle -= 1
+                self._changed.wait(wake)
         return None
 
     def _choose(self) -> tuple[Queue | None, float | None]:
@@ -139,7 +136,7 @@ class Scheduler:
         run = Run(queue.take(), run_options())
         if not queue:
             self._waiting.discard(queue)
-        elif self._idle:
+        if self._waiting:
             self._changed.notify()
         queue.running += 1
         self._running.update((work, run) for work in run.works)

@@ -96,7 +96,15 @@ def test_serving_a_folder(tmp_path, model_folder):
         assert server.wait()[0] == 0
 
 
-def test_check(tmp_path, capfd):
+def test_a_server_without_a_model_says_so(tmp_path):
+    with ServerProcess(tmp_path, "--mode", "explicit") as server:
+        assert server.ready_line.endswith(
+            f"ready at http://127.0.0.1:{server.port}, with no model yet\n"
+        )
+        assert server.request("GET", "/v2/health/ready")[0] == 200
+
+
+def test_check(tmp_path):
     put(tmp_path / "good" / "1", proto=models.table_sum())
     assert run(tmp_path, "--check")[0] == 0
     spoil(tmp_path / "bad" / "1")
