@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import limits
+from benchmarks import limits, torch_export
 from benchmarks.harness import Case, Run
 from benchmarks.suites import minilm
 
@@ -72,7 +72,7 @@ def _served(kind: str, settings: dict[str, Any], threads: int) -> Run:
     """All sentences at once, in an order that says nothing of their length."""
     engines = import_module("pyattn_serving.engine.engine")
     chosen = import_module("pyattn_serving.engine.model_settings").ModelSettings(**settings)
-    source = engines.ModelSource.of(_export(kind))
+    source = engines.ModelSource.of(_export(kind), kind)
     engine = engines.Engine([source], threads=threads, concurrency=1, settings=chosen)
     engine.load()
     model = engine.model(kind)
@@ -96,7 +96,7 @@ def _request(kind: str, ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
 
 @cache
 def _export(kind: str) -> Path:
-    path = Path(minilm._folder().name) / f"{kind}.onnx"
+    path = Path(torch_export.path(f"serving-{kind}.onnx"))
     model = minilm.encoder()
     export = import_module("pyattn").export
     proto = export(model, model.example_inputs(packed=kind == "packed"))

@@ -167,7 +167,11 @@ class Model:
         if self.batching is None:
             return None
         try:
-            return parse(self.batching, tuple(self.inputs), tuple(self.outputs))
+            layout = parse(self.batching, tuple(self.inputs), tuple(self.outputs))
+            if isinstance(layout, Padded):
+                for name, axes in layout.inputs.items():
+                    _check_pad(self.inputs[name], axes.pad)
+            return layout
         except ModelError as error:
             raise ModelError(f"model file {path}: {error}") from None
 
@@ -200,6 +204,19 @@ class Model:
             datatype = self.inputs[name].datatype
             feeds[name] = np.full(shape, "" if datatype.kind == "s" else 0, datatype.dtype)
         self.run(feeds, tuple(self.outputs), run_options())
+
+
+def _check_pad(spec: TensorSpec, pad: Any) -> None:
+    """Raise `ModelError` unless an array of the input can hold `pad`."""
+    try:
+        fits = isinstance(pad, str) == (spec.datatype.kind == "s")
+        fits = fits and np.array(pad, spec.datatype.dtype).item() == pad
+    except (OverflowError, ValueError):
+        fits = False
+    if not fits:
+        raise ModelError(
+            f"batching: {spec.name!r} of {spec.datatype.name} cannot be filled up with {pad!r}"
+        )
 
 
 def _batching(file: ModelFile, settings: ModelSettings) -> Any:

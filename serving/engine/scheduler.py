@@ -149,7 +149,8 @@ class Scheduler:
             return
         try:
             answers, timing = run_batch(run)
-        except (ServingError, MemoryError):
+        except Exception as error:  # noqa: BLE001 - whatever it is, one of them may be at fault
+            logger.debug("a batch of %d failed: %s", len(run.works), error)
             for work in run.works:
                 single = Run([work], run_options())
                 with self._changed:

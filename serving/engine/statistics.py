@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 STAGES = ("queue", "assemble", "run", "split")
 _MILLISECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000)
 SECONDS = tuple(ms / 1000 for ms in _MILLISECONDS)
+MOST_ROWS = 1024  # larger runs are counted as such, or clients could fill the memory with sizes
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
@@ -116,7 +117,7 @@ class Statistics:
             self.last_ms = time.time_ns() // 1_000_000
             self.sizes.add(timing.rows)
             batch = self.batches.setdefault(
-                timing.rows, {name: Tally() for name in STAGES if name != "queue"}
+                min(timing.rows, MOST_ROWS), {name: Tally() for name in STAGES if name != "queue"}
             )
             for name in STAGES[1:]:
                 ns = getattr(timing, name)

@@ -359,6 +359,13 @@ def test_mask_may_be_left_out_through_http(folder):
     engine.close()
 
 
+def with_pad(pad):
+    return {
+        **models.PADDED,
+        "inputs": {**models.PADDED["inputs"], "ids": {"batch": 0, "sequence": 1, "pad": pad}},
+    }
+
+
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
@@ -375,6 +382,9 @@ def test_mask_may_be_left_out_through_http(folder):
         ({**models.PADDED, "outputs": {"total": {"batch": True}}}, "'batch' must be an axis"),
         ({**models.PADDED, "outputs": {"total": {"batch": 0, "sequence": 0}}}, "one axis twice"),
         ({**models.PADDED, "outputs": {"total": 1}}, "must be a table; got 1"),
+        (with_pad("x"), "'ids' of INT64 cannot be filled up with 'x'"),
+        (with_pad(0.5), "cannot be filled up with 0.5"),
+        (with_pad(1 << 64), "cannot be filled up with 18446744073709551616"),
         ({**models.PADDED, "outputs": {"total": {"batch": 0, "pad": None}}}, "'pad' must be"),
         (
             {**models.PADDED, "inputs": {n: {"batch": 0} for n in INPUTS}},

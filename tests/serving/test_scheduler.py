@@ -18,7 +18,7 @@ from pyattn_serving.engine.failures import (
 )
 from pyattn_serving.engine.model_settings import ModelSettings
 from pyattn_serving.engine.queue import Work
-from pyattn_serving.engine.statistics import Histogram
+from pyattn_serving.engine.statistics import Histogram, Statistics, Timing
 
 from . import models
 from .test_batching import ENDLESS, OUTPUTS, held, padded_request
@@ -114,10 +114,16 @@ def test_strings_count_with_their_content(make_engine):
     engine = make_engine()
 
     async def run():
-        array = np.array(["a" * 1000, "b"], dtype=object)
-        return Work(engine.model("strings"), {"x": array}, ("y",)).size
+        few = np.array(["a" * 1000, "b"], dtype=object)
+        many = np.array(["a" * 1000] * 5000, dtype=object)
+        none = np.array([], dtype=object)
+        model = engine.model("strings")
+        return [Work(model, {"x": array}, ("y",)).size for array in (few, many, none)]
 
-    assert asyncio.run(run()) > 1000
+    few, many, none = asyncio.run(run())
+    assert 1000 < few < 2000
+    assert many >= 5_000_000
+    assert none == 0
 
 
 def test_priority_comes_before_arrival(make_engine):
@@ -260,6 +266,8 @@ def test_a_model_may_have_fewer_runs_at_once_than_the_server(make_engine):
 
     async def run():
         tasks = [start(engine, "slow", ENDLESS, ("y",)) for _ in range(3)]
+        while not slow.queue.running or len(slow.queue) < 2:
+            await asyncio.sleep(0)
         other = await engine.infer(engine.model("padded"), ONE, OUTPUTS)
         assert (slow.queue.running, len(slow.queue)) == (1, 2)
         for task in tasks:
@@ -308,6 +316,14 @@ def test_an_engine_that_is_gone_leaves_no_model_behind(folder):
     del engine
     gc.collect()
     assert model() is None
+
+
+def test_sizes_of_runs_are_kept_up_to_a_bound():
+    statistics = Statistics()
+    for rows in (1, 5000, 6000):
+        statistics.ran(Timing(1, 2, 3, rows, rows, rows), [0], [10])
+    assert sorted(statistics.batches) == [1, 1024]
+    assert statistics.inferences == 11001
 
 
 def test_histograms_count_up_to_their_bounds():
