@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,13 @@ def test_only_names_with_a_kernel_are_asked_for():
     assert operators.kernels(names) == ("ScaledDotProductAttention",)
 
 
+def first_on_the_path(monkeypatch, folder):
+    """Let `folder` be searched first, also where pyattn is installed editable, by a finder."""
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "meta_path", [BuiltinImporter, FrozenImporter, PathFinder])
+    monkeypatch.delitem(sys.modules, "pyattn")
+
+
 def test_a_library_in_a_folder_of_models_is_not_used(model, feeds, tmp_path, monkeypatch, caplog):
     """Python's path may lead there, as `python -m` puts the current folder on it."""
     package = tmp_path / "pyattn"
@@ -140,8 +148,7 @@ def test_a_library_in_a_folder_of_models_is_not_used(model, feeds, tmp_path, mon
     (package / "__init__.py").write_text("raise SystemExit('imported')")
     (package / "pyattn_ort.so").write_bytes(LIBRARY.read_bytes())
     (tmp_path / "attend.onnx").write_bytes(model.read_bytes())
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "pyattn")
+    first_on_the_path(monkeypatch, tmp_path)
     assert Operators.installed().path == (package / "pyattn_ort.so").resolve()
     names, _ = run(tmp_path / "attend.onnx", feeds)
     assert names == ()
@@ -155,8 +162,7 @@ def test_a_package_without_a_library_that_works(content, tmp_path, monkeypatch, 
     (package / "__init__.py").write_text("")
     if content is not None:
         (package / "pyattn_ort.so").write_bytes(content)
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.delitem(sys.modules, "pyattn")
+    first_on_the_path(monkeypatch, tmp_path / "site")
     assert (Operators.installed() is None) == (content is None)
     assert run(model, feeds)[0] == ()
 
