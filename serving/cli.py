@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import network
 from .asgi.app import Application, create_app
+from .config import ConfigError, read_config
+from .engine.engine import Mode
 from .engine.failures import ModelError
 from .logs import start_logging
 from .network import (
@@ -38,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 after a drain that finished every request, 1 when the model or the address cannot be used or
     requests were cut off, 2 for wrong arguments.
     """
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     start_logging(options.log_level, options.log_format)
     try:
-        return _serve(options)
+        return check(_settings(options)) if options.check else _serve(options)
     except (ModelError, NetworkError, _AddressError) as error:
         sys.stderr.write(f"{PROGRAM}: error: {error}\n")
         return 1
@@ -53,21 +57,43 @@ class _AddressError(Exception):
     """The host and port cannot be listened on."""
 
 
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return what the command line says, then the file of ``--config``, then the defaults."""
+    parser = _parser()
+    first, _ = parser.parse_known_args(arguments)
+    if first.config is not None:
+        try:
+            parser.set_defaults(**read_config(first.config, parser))
+        except ConfigError as error:
+            parser.error(str(error))
+    options = parser.parse_args(arguments)
+    if options.model is None:
+        parser.error("the following arguments are required: MODEL")
+    return options
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    given: dict[str, Any] = {
+        field.name: getattr(options, field.name, None) for field in dataclasses.fields(Settings)
+    }
+    given["token"] = read_token(options.token_file, TOKEN_VARIABLE)
+    given["admin_token"] = read_token(options.admin_token_file, ADMIN_TOKEN_VARIABLE)
+    return Settings(**given)
+
+
+def check(settings: Settings) -> int:
+    """Load every model that would be served, say what was found, and return the exit code."""
+    engine = create_app(settings).engine
+    failed = False
+    for line, error in engine.check():
+        failed |= error
+        sys.stdout.write(f"{PROGRAM}: {line}\n")
+    engine.close()
+    return int(failed)
+
+
 def _serve(options: argparse.Namespace) -> int:
-    application = create_app(
-        Settings(
-            model=options.model,
-            name=options.name,
-            threads=options.threads,
-            concurrency=options.concurrency,
-            spin=options.spin,
-            max_body=options.max_body,
-            body_timeout=options.body_timeout,
-            max_pending=options.max_pending,
-            token=read_token(options.token_file, TOKEN_VARIABLE),
-            admin_token=read_token(options.admin_token_file, ADMIN_TOKEN_VARIABLE),
-        )
-    )
+    application = create_app(_settings(options))
     tls = tls_of(options)
     limits = limits_of(options)
     with _bind(options.host, options.port) as listener:
@@ -131,6 +157,8 @@ def _announcement(
             sys.stdout.write(
                 f"{PROGRAM}: {name} is ready at {url}, try: curl {url}/v2/models/{name}\n"
             )
+        if not application.engine.names:
+            sys.stdout.write(f"{PROGRAM}: ready at {url}, with no model yet\n")
         sys.stdout.flush()
 
     return announce
@@ -141,7 +169,15 @@ def _parser() -> argparse.ArgumentParser:
         PROGRAM, description="Serve an ONNX model over HTTP with the Open Inference Protocol v2."
     )
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL.onnx", help="the model to serve")
+    add(
+        "model",
+        type=Path,
+        nargs="?",
+        metavar="MODEL",
+        help="the model to serve, MODEL.onnx, or a folder of models",
+    )
+    add("--config", type=Path, metavar="FILE", help="a TOML file with these options")
+    add("--check", action="store_true", help="load everything, say what was found, and end")
     add("--name", help="name to serve it under (default: the file's, without its suffix)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=port, default=8000, help="0 takes a free one (default: %(default)s)")
@@ -161,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let idle threads of ONNX Runtime spin: may lower latency, costs processor time",
     )
+    _add_model_options(parser)
     add(
         "--max-body",
         type=positive,
@@ -196,7 +233,75 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--no-operators",
+        dest="operators",
+        action="store_false",
+        help="do without pyattn's operators, where the package is installed",
+    )
+    add(
+        "--mode",
+        default=Settings.mode,
+        choices=[mode.value for mode in Mode],
+        help="load models at the start, when the folder changes, or when a client asks for it "
+        "(default: %(default)s)",
+    )
+    add(
+        "--poll-seconds",
+        type=seconds,
+        default=Settings.poll_seconds,
+        metavar="S",
+        help="how often --mode polling looks at the folder (default: %(default)s)",
+    )
+    add(
+        "--load",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a model that --mode explicit loads at the start; may come several times",
+    )
+    add(
+        "--max-batch",
+        type=positive,
+        default=Settings.max_batch,
+        help="most rows of a batch; 1 turns batching off (default: %(default)s)",
+    )
+    add(
+        "--max-delay",
+        type=_delay,
+        default=Settings.max_delay,
+        metavar="S",
+        help="seconds that a request may wait for others while its model is busy "
+        "(default: %(default)s)",
+    )
+    add(
+        "--max-queue",
+        type=positive,
+        default=Settings.max_queue,
+        help="most requests that wait for a model (default: %(default)s)",
+    )
+    add(
+        "--max-queue-bytes",
+        type=positive,
+        default=Settings.max_queue_bytes,
+        metavar="BYTES",
+        help="most bytes of their inputs (default: %(default)s)",
+    )
+    add(
+        "--timeout",
+        type=seconds,
+        metavar="S",
+        help="seconds until the answer of a request that does not say (default: unlimited)",
+    )
+
+
 def _threads(text: str) -> int:
     if positive(text) > _MOST_THREADS:
         raise argparse.ArgumentTypeError(f"{text} is more than {_MOST_THREADS}")
     return int(text)
+
+
+def _delay(text: str) -> float:
+    return 0.0 if text in ("0", "0.0") else seconds(text)

@@ -15,7 +15,7 @@ class Settings:
     Attributes
     ----------
     model : Path
-        The ONNX file.
+        The ONNX file, or a folder of models.
     name : str or None
         Name to serve the model under; by default the file's name without its suffix.
     threads : int or None
@@ -25,6 +25,17 @@ class Settings:
         Inferences that run at the same time.
     spin : bool
         Let idle threads of ONNX Runtime spin.
+    operators : bool
+        Use pyattn's operators, where the package is installed.
+    mode : str
+        When models are loaded: ``"fixed"`` at the start, ``"polling"`` also when the folder
+        changes, ``"explicit"`` when a client asks for it.
+    poll_seconds : float
+        How often the folder is looked at.
+    load : tuple of str
+        Models to load at the start in the mode ``"explicit"``.
+    max_batch, max_delay, max_queue, max_queue_bytes, timeout
+        For models whose own settings do not say; see `ModelSettings`.
     max_body : int
         Largest request body, in bytes.
     body_timeout : float
@@ -42,6 +53,15 @@ class Settings:
     threads: int | None = None
     concurrency: int = 2
     spin: bool = False
+    operators: bool = True
+    mode: str = "fixed"
+    poll_seconds: float = 5.0
+    load: tuple[str, ...] = ()
+    max_batch: int = 32
+    max_delay: float = 0.0
+    max_queue: int = 1024
+    max_queue_bytes: int = 256 * MIB
+    timeout: float | None = None
     max_body: int = 64 * MIB
     body_timeout: float = 30.0
     max_pending: int = 512

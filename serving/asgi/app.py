@@ -6,8 +6,10 @@ import asyncio
 import logging
 import time
 
-from ..engine.engine import Engine, ModelSource
+from ..engine.engine import Engine, Mode
 from ..engine.failures import ModelError, UnavailableError
+from ..engine.model_settings import ModelSettings
+from ..engine.repository import Repository
 from ..settings import Settings
 from .access import Tokens
 from .admission import Admission
@@ -15,6 +17,8 @@ from .body import Limits, discard
 from .endpoints import Endpoints
 from .errors import ClientGoneError, HttpError, error_response
 from .lifecycle import Lifecycle
+from .metrics import MetricsEndpoint
+from .repository import RepositoryEndpoints
 from .request import Request
 from .request_id import request_id
 from .responses import Response, send_body, send_start
@@ -44,8 +48,14 @@ class Application:
         self.lifecycle = Lifecycle()
         self._limits = limits
         self.admission = Admission(limits.max_pending, limits.max_pending_bytes)
-        endpoints = Endpoints(engine, self.lifecycle, limits, self.admission)
-        self._router = Router(endpoints.routes(), tokens or Tokens())
+        self._router = Router(
+            [
+                *RepositoryEndpoints(engine, self.lifecycle, limits).routes(),
+                *MetricsEndpoint(engine, self.lifecycle).routes(),
+                *Endpoints(engine, self.lifecycle, limits, self.admission).routes(),
+            ],
+            tokens or Tokens(),
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI server."""
@@ -74,6 +84,7 @@ class Application:
                 status = response.status
             except (ClientGoneError, OSError):
                 logger.debug("the client closed the connection")
+            self.lifecycle.answered[str(status)] += 1
         if access.isEnabledFor(logging.INFO):
             _log(scope, name, status, time.perf_counter() - start)
 
@@ -156,10 +167,21 @@ def create_app(settings: Settings) -> Application:
     False
     """
     engine = Engine(
-        [ModelSource.of(settings.model, settings.name)],
+        Repository(settings.model, settings.name),
         threads=settings.threads,
         concurrency=settings.concurrency,
         spin=settings.spin,
+        operators=settings.operators,
+        mode=Mode(settings.mode),
+        poll_seconds=settings.poll_seconds,
+        startup=settings.load,
+        settings=ModelSettings(
+            max_batch=settings.max_batch,
+            max_delay=settings.max_delay,
+            max_queue=settings.max_queue,
+            max_queue_bytes=settings.max_queue_bytes,
+            timeout=settings.timeout,
+        ),
     )
     limits = Limits(
         settings.max_body,

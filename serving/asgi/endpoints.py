@@ -79,7 +79,8 @@ class Endpoints:
 
     async def model(self, _request: Request, path: Mapping[str, str]) -> Response:
         """Answer with the inputs and outputs of a model."""
-        return json_response(model_metadata(self._model(path)))
+        model = self._model(path)
+        return json_response(model_metadata(model, self._engine.versions(model.name)))
 
     async def model_ready(self, _request: Request, path: Mapping[str, str]) -> Response:
         """Answer whether inferences of a model are taken."""
@@ -134,16 +135,15 @@ class Endpoints:
         return _response(model, request, arrays, encoding)
 
     async def _run(self, model: Model, request: InferRequest, arrived: float) -> list[Array]:
-        """Run a model; raises 504 when the time that the client gives is over."""
-        timeout = request.options.timeout
-        names = [choice.name for choice in request.outputs]
-        if timeout is None:
-            return await self._engine.infer(model, request.feeds, names)
-        try:
-            async with asyncio.timeout_at(arrived + timeout):
-                return await self._engine.infer(model, request.feeds, names)
-        except TimeoutError:
-            raise HttpError(504, f"the timeout of {timeout} seconds is over") from None
+        """Run a model; the time that the client gives counts from the arrival of its request."""
+        options = request.options
+        left = None
+        if options.timeout is not None:
+            left = options.timeout - (asyncio.get_running_loop().time() - arrived)
+        return await self._engine.infer(
+            model, request.feeds, [choice.name for choice in request.outputs],
+            priority=options.priority, timeout=left,
+        )  # fmt: skip
 
     def _model(self, path: Mapping[str, str]) -> Model:
         return self._engine.model(path["model"], path.get("version"))

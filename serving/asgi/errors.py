@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from ..engine.failures import (
+    DeadlineError,
     InferenceError,
     InvalidRequestError,
+    ModelError,
+    NotAllowedError,
+    QueueFullError,
     ServingError,
     UnavailableError,
     UnknownModelError,
@@ -14,6 +18,10 @@ from .responses import Response, json_response
 _STATUS: dict[type[ServingError], int] = {
     InvalidRequestError: 400,
     UnknownModelError: 404,
+    ModelError: 400,  # the model that an administrator asked to load
+    NotAllowedError: 403,
+    QueueFullError: 429,
+    DeadlineError: 504,
     UnavailableError: 503,
     InferenceError: 500,
 }
@@ -38,6 +46,6 @@ def error_response(error: Exception) -> Response:
         return json_response({"error": str(error)}, error.status, error.headers)
     if isinstance(error, ServingError):
         status = _STATUS.get(type(error), 500)
-        headers = {"retry-after": "1"} if status == 503 else {}
+        headers = {"retry-after": "1"} if status in (429, 503) else {}
         return json_response({"error": str(error)}, status, headers)
     return json_response({"error": "internal server error"}, 500)

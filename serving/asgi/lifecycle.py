@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 
 
@@ -17,6 +18,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.draining = False
         self.in_flight = 0
+        self.answered: Counter[str] = Counter()  # by status; "gone" where the client went away
         self._idle = asyncio.Event()
         self._idle.set()
 

@@ -25,3 +25,15 @@ class UnavailableError(ServingError):
 
 class InferenceError(ServingError):
     """The model failed on a request that was well formed."""
+
+
+class QueueFullError(ServingError):
+    """The model has as many waiting requests, or bytes of them, as it may."""
+
+
+class DeadlineError(ServingError):
+    """The request was not answered within the time that it has."""
+
+
+class NotAllowedError(ServingError):
+    """Models are not loaded and unloaded on demand here."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,17 @@ import numpy as np
 import onnxruntime as ort
 
 from .datatypes import BY_ONNXRUNTIME, Datatype
-from .failures import InferenceError, ModelError
+from .failures import InferenceError, ModelError, ServingError
+from .layout import Array as Array
+from .layout import Extent, Layout, Padded, parse
 from .model_file import ModelFile, inspect
-from .session import ORT_ERRORS, open_session, translate
+from .model_settings import ModelSettings
+from .queue import Queue
+from .session import ORT_ERRORS, SessionSettings, open_session, run_options, translate
+from .statistics import Statistics
 
-Array = np.ndarray[Any, np.dtype[Any]]
-VERSION = "1"
 PLATFORM = "onnxruntime_onnx"
+BATCHING = "pyattn.batching"
 _ONNX_BFLOAT16 = 16
 
 
@@ -47,7 +53,7 @@ class TensorSpec:
 
 
 class Model:
-    """A loaded model.
+    """A loaded version of a model.
 
     Parameters
     ----------
@@ -55,27 +61,74 @@ class Model:
         The name it is served under.
     path : Path
         The ONNX file.
-    threads : int
-        Threads of ONNX Runtime for one run.
-    spin : bool
-        Whether idle threads of ONNX Runtime spin.
+    session : SessionSettings
+    settings : ModelSettings, optional
+    version : int
+    statistics : Statistics, optional
+        Counters to go on with, by default new ones.
+
+    Attributes
+    ----------
+    inputs, outputs : dict of str to TensorSpec
+    operators : tuple of str
+        pyattn's operators that run as kernels.
+    layout : Layout or None
+        How requests are batched, where the model says so.
+    queue : Queue
+        The requests that wait for it.
 
     Raises
     ------
     ModelError
         The file is missing, corrupt, foreign or unsafe, or has inputs or outputs that are not
-        tensors of a datatype of the protocol.
+        tensors of a datatype of the protocol; what it says of batching is wrong; a run to warm it
+        up fails.
     """
 
-    def __init__(self, name: str, path: Path, *, threads: int, spin: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        session: SessionSettings,
+        settings: ModelSettings | None = None,
+        *,
+        version: int = 1,
+        statistics: Statistics | None = None,
+    ) -> None:
         self.name = name
-        self.version = VERSION
+        self.version = str(version)
         self.platform = PLATFORM
+        self.settings = settings or ModelSettings()
+        self.queue = Queue(self.settings)
+        self.statistics = statistics or Statistics()
         file = inspect(path)
-        self._session = open_session(path, threads, spin)
+        self._session, self.operators = open_session(file, session)
         self.inputs = _specs(self._session.get_inputs(), "input", file)
         self.outputs = _specs(self._session.get_outputs(), "output", file)
         self._by_value = _needs_values(self.inputs, self.outputs, file)
+        self.batching = _batching(file, self.settings)
+        self.layout = self._layout(path)
+        self._warm_up(path)
+
+    @property
+    def optional_inputs(self) -> frozenset[str]:
+        """Inputs that a request may leave out: the mask of what is padding."""
+        mask = self.layout.mask if isinstance(self.layout, Padded) else None
+        return frozenset(() if mask is None else (mask,))
+
+    def complete(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Return the inputs with a mask that hides nothing, where it was left out."""
+        if not isinstance(self.layout, Padded):
+            return feeds
+        mask = self.layout.mask
+        if mask is None or mask in feeds:
+            return feeds
+        shape = self.layout.mask_shape(feeds, self.inputs[mask].wire_shape)
+        return {**feeds, mask: np.ones(shape, self.inputs[mask].datatype.dtype)}
+
+    def measure(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> Extent | None:
+        """Return the extent of a request in a batch, None where it runs by itself."""
+        return self.layout.measure(feeds, outputs) if self.layout else None
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str], options: ort.RunOptions
@@ -109,6 +162,71 @@ class Model:
         values = {name: _to_value(array) for name, array in feeds.items()}
         results = self._session.run_with_ort_values(list(outputs), values, options)
         return [_from_value(result) for result in results]
+
+    def _layout(self, path: Path) -> Layout | None:
+        if self.batching is None:
+            return None
+        try:
+            layout = parse(self.batching, tuple(self.inputs), tuple(self.outputs))
+            if isinstance(layout, Padded):
+                for name, axes in layout.inputs.items():
+                    _check_pad(self.inputs[name], axes.pad)
+            return layout
+        except ModelError as error:
+            raise ModelError(f"model file {path}: {error}") from None
+
+    def _warm_up(self, path: Path) -> None:
+        """Run the model as its settings say, so that the first request does not pay for it."""
+        warmup = self.settings.warmup
+        if isinstance(warmup, bool):
+            if warmup:
+                ones = {
+                    name: tuple(1 if size == -1 else size for size in spec.wire_shape)
+                    for name, spec in self.inputs.items()
+                }
+                with contextlib.suppress(ServingError):
+                    self._run_zeros(ones)
+            return
+        for shapes in warmup:
+            if set(shapes) != set(self.inputs):
+                raise ModelError(
+                    f"model file {path}: the warm-up has the inputs {sorted(shapes)}; "
+                    f"the model has {sorted(self.inputs)}"
+                )
+            try:
+                self._run_zeros(shapes)
+            except ServingError as error:
+                raise ModelError(f"model file {path}: the warm-up failed: {error}") from error
+
+    def _run_zeros(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        feeds = {}
+        for name, shape in shapes.items():
+            datatype = self.inputs[name].datatype
+            feeds[name] = np.full(shape, "" if datatype.kind == "s" else 0, datatype.dtype)
+        self.run(feeds, tuple(self.outputs), run_options())
+
+
+def _check_pad(spec: TensorSpec, pad: Any) -> None:
+    """Raise `ModelError` unless an array of the input can hold `pad`."""
+    try:
+        fits = isinstance(pad, str) == (spec.datatype.kind == "s")
+        fits = fits and np.array(pad, spec.datatype.dtype).item() == pad
+    except (OverflowError, ValueError):
+        fits = False
+    if not fits:
+        raise ModelError(
+            f"batching: {spec.name!r} of {spec.datatype.name} cannot be filled up with {pad!r}"
+        )
+
+
+def _batching(file: ModelFile, settings: ModelSettings) -> Any:
+    """Return the table of the model's axes, of the settings or of the file."""
+    if settings.batching is not None or BATCHING not in file.metadata:
+        return settings.batching
+    try:
+        return json.loads(file.metadata[BATCHING])
+    except (ValueError, RecursionError):
+        raise ModelError(f"model file {file.path}: {BATCHING!r} is not JSON") from None
 
 
 def _specs(declared: Sequence[ort.NodeArg], kind: str, file: ModelFile) -> dict[str, TensorSpec]:

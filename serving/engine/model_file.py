@@ -16,14 +16,14 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .failures import ModelError
 from .protobuf import BYTES, VARINT, WireError, fields
 
-# Where a TensorProto can be, by message: field number -> message of its payload.
+# Where a TensorProto or a node can be, by message: field number -> message of its payload.
 _CHILDREN: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 20: "TrainingInfo", 25: "Function"},
     "TrainingInfo": {1: "Graph", 2: "Graph"},
@@ -43,6 +43,8 @@ _CHILDREN: dict[str, dict[int, str]] = {
 }
 _TENSOR_NAME, _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 8, 13, 14
 _MODEL_GRAPH, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 11, 12
+_NODE_OPERATOR, _NODE_DOMAIN, _MODEL_METADATA = 4, 7, 14
+_PYATTN = "pyattn"
 _MAX_NESTING = 64  # subgraphs inside subgraphs; ONNX Runtime's own parser stops at 100 messages
 _IN_MEMORY = "_ORT_MEM_ADDR_"
 
@@ -59,11 +61,25 @@ class ModelFile:
         Locations of the external data files, relative to the folder of `path`.
     unranked : frozenset of str
         Inputs and outputs declared without a shape. ONNX Runtime reports these like scalars.
+    operators : frozenset of str
+        Operators of the domain ``pyattn`` that its nodes call.
+    metadata : mapping of str to str
+        The model's ``metadata_props``.
     """
 
     path: Path
     external: frozenset[str]
     unranked: frozenset[str]
+    operators: frozenset[str] = frozenset()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a walk over a model has met."""
+
+    external: set[str] = field(default_factory=set)
+    operators: set[str] = field(default_factory=set)
 
 
 def inspect(path: Path) -> ModelFile:
@@ -82,27 +98,33 @@ def inspect(path: Path) -> ModelFile:
     if bytes(content[4:8]) == b"ORTM":
         raise ModelError(f"model file {path} is in ORT format, not ONNX")
     try:
-        external = frozenset(_locations(content, "Model", 0))
+        found = _Found()
+        _walk(content, "Model", 0, found)
         unranked = frozenset(_unranked(content))
+        metadata = dict(_entry(prop) for prop in _messages(content, _MODEL_METADATA))
     except WireError as error:
         raise ModelError(f"model file {path} is not an ONNX model ({error})") from error
-    for location in external:
+    for location in found.external:
         _check_location(location, path)
-    return ModelFile(path, external, unranked)
+    return ModelFile(
+        path, frozenset(found.external), unranked, frozenset(found.operators), metadata
+    )
 
 
-def _locations(buffer: memoryview, message: str, depth: int) -> Iterator[str]:
-    """Yield the location of every external tensor below one message."""
+def _walk(buffer: memoryview, message: str, depth: int, found: _Found) -> None:
+    """Collect what is in one message and below it."""
     if depth > _MAX_NESTING:
         raise WireError("nested too deeply")
     if message == "Tensor":
-        yield from _tensor_location(buffer)
+        found.external.update(_tensor_location(buffer))
         return
+    if message == "Node" and _PYATTN in map(_text, _messages(buffer, _NODE_DOMAIN)):
+        found.operators.update(map(_text, _messages(buffer, _NODE_OPERATOR)))
     children = _CHILDREN[message]
     for number, wire_type, payload in fields(buffer):
         child = children.get(number)
         if child is not None and wire_type == BYTES and isinstance(payload, memoryview):
-            yield from _locations(payload, child, depth + 1)
+            _walk(payload, child, depth + 1, found)
 
 
 def _tensor_location(buffer: memoryview) -> Iterator[str]:
@@ -141,8 +163,8 @@ def _text(payload: memoryview) -> str:
 def _unranked(model: memoryview) -> Iterator[str]:
     """Yield the names of graph inputs and outputs whose tensor type has no shape."""
     for graph in _messages(model, _MODEL_GRAPH):
-        for field in (_GRAPH_INPUT, _GRAPH_OUTPUT):
-            for value in _messages(graph, field):
+        for kind in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+            for value in _messages(graph, kind):
                 tensor_types = [t for v in _messages(value, 2) for t in _messages(v, 1)]
                 if not any(True for t in tensor_types for _ in _messages(t, 2)):
                     yield from (_text(name) for name in _messages(value, 1))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import onnxruntime as ort
@@ -27,6 +27,8 @@ from .failures import (
     ServingError,
     UnavailableError,
 )
+from .model_file import ModelFile
+from .operators import Operators
 
 ORT_ERRORS = (
     state.EPFail,
@@ -59,21 +61,53 @@ _ASSERTION = re.compile(r"Status Message: .* was false\. ")
 _PATH = re.compile(r"(?:[A-Za-z]:\\|(?<![\w.])/)[^\s:'\"]+")
 
 
-def open_session(path: Path, threads: int, spin: bool) -> ort.InferenceSession:
-    """Load one model; raises `ModelError` with ONNX Runtime's reason on one line."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSettings:
+    """How models are run.
+
+    Attributes
+    ----------
+    threads : int
+        Threads of ONNX Runtime for one run.
+    spin : bool
+        Whether idle threads of ONNX Runtime spin.
+    operators : Operators or None
+        pyattn's kernels, for models that call its functions.
+    """
+
+    threads: int
+    spin: bool = False
+    operators: Operators | None = None
+
+
+def open_session(
+    file: ModelFile, settings: SessionSettings
+) -> tuple[ort.InferenceSession, tuple[str, ...]]:
+    """Return a session for a checked file, and the names of pyattn's operators that it runs.
+
+    Raises `ModelError` with ONNX Runtime's reason on one line.
+    """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "1" if settings.spin else "0"
+    )
+    names: tuple[str, ...] = ()
+    if settings.operators is not None and file.operators:
+        names = settings.operators.kernels(file.operators)
+        if names and not settings.operators.register(options, names, settings.threads):
+            names = ()
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(file.path, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
-        raise ModelError(f"model file {path}: {one_line(str(error))}") from error
+        raise ModelError(f"model file {file.path}: {one_line(str(error))}") from error
+    return session, names
 
 
 def run_options() -> ort.RunOptions:

@@ -68,7 +68,8 @@ def decode_request(model: Model, body: memoryview, json_length: int | None) -> I
     split = len(body) if json_length is None else json_length
     envelope = parse_envelope(body[:split], len(model.inputs), len(model.outputs))
     check_names("input", [entry.name for entry in envelope.inputs], model.inputs)
-    check_complete([entry.name for entry in envelope.inputs], model.inputs)
+    given = [entry.name for entry in envelope.inputs]
+    check_complete([*given, *model.optional_inputs], model.inputs)
     options = parse_options(envelope.parameters)
     feeds = _feeds(model, envelope.inputs, body[split:])
     return InferRequest(envelope.id, feeds, _outputs(model, envelope), envelope.parameters, options)

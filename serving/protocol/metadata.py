@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 from ..engine.model import Model, TensorSpec
 
 SERVER_NAME = "pyattn-serve"
-EXTENSIONS = ("binary_tensor_data", "logging", "schedule_policy", "trace")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+    "trace",
+)
 
 
 def server_version() -> str:
@@ -26,11 +34,11 @@ def server_metadata() -> dict[str, Any]:
     return {"name": SERVER_NAME, "version": server_version(), "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(model: Model) -> dict[str, Any]:
+def model_metadata(model: Model, versions: Sequence[str]) -> dict[str, Any]:
     """Return the answer to ``GET /v2/models/{name}``."""
     return {
         "name": model.name,
-        "versions": [model.version],
+        "versions": list(versions),
         "platform": model.platform,
         "inputs": _tensors(model.inputs),
         "outputs": _tensors(model.outputs),

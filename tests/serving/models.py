@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx
@@ -167,3 +168,107 @@ def external(location, tensor_field=True):
 def save(proto, path: Path) -> Path:
     onnx.save(proto, path)
     return path
+
+
+def batching(proto, table):
+    """Write the axes of a model into its metadata."""
+    entry = proto.metadata_props.add()
+    entry.key = "pyattn.batching"
+    entry.value = table if isinstance(table, str) else json.dumps(table)
+    return proto
+
+
+PADDED = {
+    "kind": "padded",
+    "inputs": {name: {"batch": 0, "sequence": 1, "pad": 0} for name in ("ids", "mask")},
+    "mask": "mask",
+    "outputs": {"tokens": {"batch": 0, "sequence": 1}, "total": {"batch": 0, "sequence": None}},
+}
+PACKED = {
+    "kind": "packed",
+    "offsets": "offsets",
+    "inputs": {"ids": {"axis": 0}},
+    "outputs": {
+        "tokens": {"axis": 0, "per": "token"},
+        "total": {"axis": 0, "per": "sequence"},
+    },
+}
+
+
+def table_sum(table=PADDED, factor=1, rows=10):
+    """Squares of the ids, looked up in a table of `rows`, each plus the row's sum of them.
+
+    In integers, so that an answer has one value only, whatever the order of additions. An id
+    beyond the table fails, and with it the whole run.
+    """
+    kind, shape = TensorProto.INT64, ["N", "S"]
+    squares = [factor * i * i for i in range(rows)]
+    proto = model(
+        [
+            node("Gather", ["squares", "ids"], ["found"]),
+            node("Mul", ["found", "mask"], ["seen"]),
+            node("ReduceSum", ["seen", "axis"], ["sums"]),
+            node("Add", ["seen", "sums"], ["tokens"]),
+            node("Squeeze", ["sums", "axis"], ["total"]),
+        ],
+        [value("ids", kind, shape), value("mask", kind, shape)],
+        [value("tokens", kind, shape), value("total", kind, ["N"])],
+        [
+            helper.make_tensor("squares", kind, [rows], squares),
+            helper.make_tensor("axis", kind, [1], [1]),
+        ],
+    )
+    return proto if table is None else batching(proto, table)
+
+
+def packed_sum(table=PACKED):
+    """The same for packed sequences: `offsets` tells where each begins and the last one ends."""
+    kind = TensorProto.INT64
+    constants = {"zero": [0], "one": [1], "last": [-1], "end": [1 << 40]}
+    proto = model(
+        [
+            node("Mul", ["ids", "ids"], ["tokens"]),
+            node("CumSum", ["tokens", "axis"], ["sums"]),
+            node("Concat", ["zero", "sums"], ["before"], axis=0),
+            node("Slice", ["offsets", "one", "end"], ["ends"]),
+            node("Slice", ["offsets", "zero", "last"], ["starts"]),
+            node("Gather", ["before", "ends"], ["upper"]),
+            node("Gather", ["before", "starts"], ["lower"]),
+            node("Sub", ["upper", "lower"], ["total"]),
+        ],
+        [value("ids", kind, ["T"]), value("offsets", kind, ["E"])],
+        [value("tokens", kind, ["T"]), value("total", kind, ["N"])],
+        [
+            *(helper.make_tensor(name, kind, [1], v) for name, v in constants.items()),
+            helper.make_tensor("axis", kind, [], [0]),
+        ],
+    )
+    return proto if table is None else batching(proto, table)
+
+
+def self_attention(D=8):
+    """Softmax attention of x (N, S, D) over itself, keys where mask (N, S) is 0 hidden."""
+    kind, shape = TensorProto.FLOAT, ["N", "S", D]
+    proto = model(
+        [
+            node("Transpose", ["x"], ["columns"], perm=[0, 2, 1]),
+            node("MatMul", ["x", "columns"], ["scores"]),
+            node("Sub", ["one", "mask"], ["hidden"]),
+            node("Mul", ["hidden", "low"], ["bias"]),
+            node("Unsqueeze", ["bias", "axis"], ["row"]),
+            node("Add", ["scores", "row"], ["masked"]),
+            node("Softmax", ["masked"], ["weights"], axis=-1),
+            node("MatMul", ["weights", "x"], ["y"]),
+        ],
+        [value("x", kind, shape), value("mask", kind, ["N", "S"])],
+        [value("y", kind, shape), value("weights", kind, ["N", "S", "S"])],
+        [
+            helper.make_tensor("one", kind, [], [1.0]),
+            helper.make_tensor("low", kind, [], [-1e30]),
+            helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+        ],
+    )
+    axes = {"batch": 0, "sequence": 1, "pad": 0.0}
+    outputs = {"y": {"batch": 0, "sequence": 1}, "weights": {"batch": 0, "sequence": [1, 2]}}
+    inputs = {"x": axes, "mask": axes}
+    return batching(proto, {"kind": "padded", "inputs": inputs, "mask": "mask", "outputs": outputs})

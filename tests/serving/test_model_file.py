@@ -12,6 +12,7 @@ from pyattn_serving.engine.engine import Engine, ModelSource
 from pyattn_serving.engine.failures import ModelError
 from pyattn_serving.engine.model import Model
 from pyattn_serving.engine.model_file import inspect
+from pyattn_serving.engine.session import SessionSettings
 
 from . import models
 
@@ -194,7 +195,7 @@ def test_foreign_files(tmp_path, content, reason):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=reason) as caught:
-        Model("model", path, threads=1)
+        Model("model", path, SessionSettings(threads=1))
     assert "\n" not in str(caught.value)
 
 
@@ -205,7 +206,7 @@ def test_truncated_model(tmp_path, model_folder, length):
     path = tmp_path / "model.onnx"
     path.write_bytes(content[:size])
     with pytest.raises(ModelError):
-        Model("model", path, threads=1)
+        Model("model", path, SessionSettings(threads=1))
 
 
 def test_every_prefix_is_read_or_refused(tmp_path, model_folder):
@@ -237,13 +238,13 @@ def test_model_with_unknown_operator(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="NoSuchOperator"):
-        Model("model", path, threads=1)
+        Model("model", path, SessionSettings(threads=1))
 
 
 def test_model_that_the_protocol_cannot_carry(tmp_path):
     path = models.save(models.sequence_output(), tmp_path / "model.onnx")
     with pytest.raises(ModelError, match="output 'y' is seq"):
-        Model("model", path, threads=1)
+        Model("model", path, SessionSettings(threads=1))
 
 
 def test_bfloat16_with_strings(tmp_path):
@@ -260,7 +261,7 @@ def test_bfloat16_with_strings(tmp_path):
     )
     path = models.save(proto, tmp_path / "model.onnx")
     with pytest.raises(ModelError, match="bfloat16 and string"):
-        Model("model", path, threads=1)
+        Model("model", path, SessionSettings(threads=1))
 
 
 def test_large_initializers_are_not_read(tmp_path):

@@ -1,0 +1,487 @@
+"""Models on disk and in memory: versions, settings, load, unload, swap, polling."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+from pyattn_serving.engine.engine import Engine, Mode, ModelSource
+from pyattn_serving.engine.failures import (
+    ModelError,
+    NotAllowedError,
+    UnavailableError,
+    UnknownModelError,
+)
+from pyattn_serving.engine.model_settings import ModelSettings, VersionPolicy, read_settings
+from pyattn_serving.engine.repository import Repository
+
+from . import models
+from .process import PATIENCE
+from .test_batching import OUTPUTS, padded_request
+
+TWO = padded_request([2])
+
+
+def put(folder, factor=1, proto=None):
+    """Write a model whose answer tells which one it is: 4 * factor. Complete when it appears."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / "model.new"
+    models.save(models.table_sum(factor=factor) if proto is None else proto, fresh)
+    fresh.replace(folder / "model.onnx")
+
+
+def spoil(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(b"\x08\x09 not a model")
+
+
+def ask(engine, name="m", version=None):
+    model = engine.model(name, version)
+    return asyncio.run(engine.infer(model, TWO, OUTPUTS))[1].tolist()
+
+
+def lines(engine):
+    found = asyncio.run(engine.index())
+    return [(line.name, line.version, line.state.value, line.reason) for line in found]
+
+
+@pytest.fixture
+def make_engine(tmp_path):
+    made = []
+
+    def make(mode=Mode.EXPLICIT, **options):
+        engine = Engine(Repository(tmp_path), threads=1, mode=mode, **options)
+        made.append(engine)
+        engine.load()
+        return engine
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+def load(engine, name="m"):
+    asyncio.run(engine.load_model(name))
+
+
+def test_a_folder_of_models(tmp_path, make_engine):
+    put(tmp_path / "flat", 1)
+    put(tmp_path / "m" / "2", 2)
+    put(tmp_path / "m" / "10", 10)
+    put(tmp_path / "m" / "03", 3)  # not a version: 3 and 03 would be one
+    put(tmp_path / ".hidden", 4)
+    put(tmp_path / "a b", 5)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.onnx").write_bytes(b"")
+    engine = make_engine(Mode.FIXED)
+    assert sorted(engine.names) == ["flat", "m"]
+    assert engine.versions("m") == ["10"]
+    assert (ask(engine, "flat"), ask(engine), ask(engine, "m", "10")) == ([4], [40], [40])
+    with pytest.raises(UnavailableError, match="not one of the versions to serve"):
+        engine.model("m", "2")
+    with pytest.raises(UnknownModelError, match="no version '3'; it has 10"):
+        engine.model("m", "3")
+    assert lines(engine)[1:] == [
+        ("m", "2", "UNAVAILABLE", "not one of the versions to serve"),
+        ("m", "10", "READY", ""),
+    ]
+
+
+def test_a_folder_that_is_one_model(tmp_path):
+    put(tmp_path / "single", 3)
+    for name, expected in ((None, "single"), ("other", "other")):
+        engine = Engine(Repository(tmp_path / "single", name), threads=1)
+        engine.load()
+        assert engine.names == [expected]
+        engine.close()
+
+
+def test_a_flat_model_beside_versions(tmp_path, make_engine):
+    put(tmp_path / "m", 1)
+    put(tmp_path / "m" / "2", 2)
+    (tmp_path / "m" / "model.serving.toml").write_text('versions = "all"')
+    engine = make_engine(Mode.FIXED)
+    assert (ask(engine, "m", "1"), ask(engine, "m", "2"), ask(engine)) == ([4], [8], [8])
+
+
+def test_folders_that_cannot_be_served(tmp_path, make_engine):
+    with pytest.raises(ModelError, match="no model in the folder"):
+        make_engine(Mode.FIXED)
+    with pytest.raises(ModelError, match="no model 'm' to load"):
+        make_engine(startup=["m"])
+    with pytest.raises(ModelError, match="--name is for one model"):
+        Engine(Repository(tmp_path, "name")).load()
+    with pytest.raises(ModelError, match="does not exist"):
+        Engine(Repository(tmp_path / "none.onnx")).load()
+    engine = make_engine()
+    tmp_path.rmdir()
+    with pytest.raises(ModelError):
+        load(engine)
+
+
+def test_one_wrong_model_stops_the_start_in_the_mode_fixed(tmp_path, make_engine):
+    put(tmp_path / "a")
+    spoil(tmp_path / "b")
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        make_engine(Mode.FIXED)
+
+
+def test_load_and_unload(tmp_path, make_engine):
+    put(tmp_path / "m" / "1", 1)
+    put(tmp_path / "n" / "1", 7)
+    engine = make_engine(startup=["n"])
+    assert engine.names == ["n"]
+    assert lines(engine)[0] == ("m", "1", "UNAVAILABLE", "not loaded")
+    with pytest.raises(UnknownModelError):
+        engine.model("m")
+    load(engine)
+    assert (ask(engine), ask(engine, "n")) == ([4], [28])
+    asyncio.run(engine.unload_model("m"))
+    assert engine.names == ["n"]
+    with pytest.raises(UnavailableError, match="not ready: unloaded"):
+        engine.model("m")
+    with pytest.raises(UnavailableError, match="not ready: unloaded"):
+        engine.model("m", "1")
+    assert lines(engine)[0] == ("m", "1", "UNAVAILABLE", "unloaded")
+    load(engine)
+    assert ask(engine) == [4]
+    for name in ("none", "../m", "m/1", ""):
+        with pytest.raises(UnknownModelError):
+            load(engine, name)
+        with pytest.raises(UnknownModelError):
+            asyncio.run(engine.unload_model(name))
+    asyncio.run(engine.unload_model("n"))
+    asyncio.run(engine.unload_model("n"))
+
+
+@pytest.mark.parametrize("mode", [Mode.FIXED, Mode.POLLING])
+def test_other_modes_load_nothing_on_demand(tmp_path, make_engine, mode):
+    put(tmp_path / "m")
+    engine = make_engine(mode)
+    with pytest.raises(NotAllowedError, match=f"this server has the mode {mode}"):
+        load(engine)
+    with pytest.raises(NotAllowedError):
+        asyncio.run(engine.unload_model("m"))
+
+
+def test_a_failed_load_leaves_the_old_one_serving(tmp_path, make_engine):
+    put(tmp_path / "m" / "1", 1)
+    engine = make_engine(startup=["m"])
+    spoil(tmp_path / "m" / "2")
+    with pytest.raises(ModelError):
+        load(engine)
+    assert ask(engine) == [4]
+    (first, second) = lines(engine)
+    assert first == ("m", "1", "READY", "")
+    assert second[:3] == ("m", "2", "UNAVAILABLE")
+    assert second[3].startswith("model file 2/model.onnx is not an ONNX model")  # no local path
+    spoil(tmp_path / "m" / "1")
+    with pytest.raises(ModelError):
+        load(engine)
+    assert ask(engine) == [4]
+    put(tmp_path / "m" / "2", 2)
+    load(engine)
+    assert ask(engine) == [8]
+    (tmp_path / "m" / "model.serving.toml").write_text("versions = 7")
+    with pytest.raises(ModelError, match="versions"):
+        load(engine)
+    assert ask(engine) == [8]
+
+
+def test_unchanged_versions_stay_and_changed_ones_are_replaced(tmp_path, make_engine):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.serving.json").write_text(json.dumps({"versions": "all"}))
+    put(tmp_path / "m" / "1", 1)
+    put(tmp_path / "m" / "2", 2)
+    engine = make_engine(startup=["m"])
+    first, second = engine.model("m", "1"), engine.model("m", "2")
+    put(tmp_path / "m" / "2", 3)
+    shutil.copy(tmp_path / "m" / "1" / "model.onnx", tmp_path / "spare")
+    load(engine)
+    assert engine.model("m", "1") is first
+    assert engine.model("m", "2") is not second
+    assert (ask(engine, "m", "1"), ask(engine, "m", "2")) == ([4], [12])
+    shutil.rmtree(tmp_path / "m" / "1")
+    load(engine)
+    assert engine.versions("m") == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "served"),
+    [
+        ('"all"', ["1", "2", "10"]),
+        ("{latest = 2}", ["2", "10"]),
+        ("{latest = 9}", ["1", "2", "10"]),
+        ("{specific = [2, 1, 5]}", ["1", "2"]),
+    ],
+)
+def test_policies_of_versions(tmp_path, make_engine, policy, served):
+    for version in (1, 2, 10):
+        put(tmp_path / "m" / str(version), version)
+    (tmp_path / "m" / "model.serving.toml").write_text(f"versions = {policy}")
+    engine = make_engine(Mode.FIXED)
+    assert engine.versions("m") == served
+    assert ask(engine) == [4 * int(served[-1])]
+
+
+def test_a_policy_that_leaves_nothing(tmp_path, make_engine):
+    put(tmp_path / "m" / "1")
+    (tmp_path / "m" / "model.serving.toml").write_text("versions = {specific = [5]}")
+    with pytest.raises(ModelError, match="none of the versions it shall have"):
+        make_engine(Mode.FIXED)
+
+
+def test_requests_in_flight_end_on_the_old_version_which_is_then_freed(tmp_path, make_engine):
+    put(tmp_path / "m", proto=models.slow())
+    engine = make_engine(startup=["m"])
+    feeds = {"x": np.eye(64, dtype=np.float32), "count": np.array(20_000)}
+
+    async def run():
+        old = weakref.ref(engine.model("m"))
+        running = asyncio.create_task(engine.infer(old(), feeds, ["y"]))
+        while not old().queue.running:
+            await asyncio.sleep(0)
+        put(tmp_path / "m", 5)
+        await engine.load_model("m")
+        assert (await engine.infer(engine.model("m"), TWO, OUTPUTS))[1].tolist() == [20]
+        assert not running.done()
+        assert old() is not None
+        (answer,) = await running
+        np.testing.assert_array_equal(answer, feeds["x"])
+        del running
+        return old
+
+    old = asyncio.run(run())
+    until = time.monotonic() + PATIENCE
+    while old() is not None and time.monotonic() < until:  # the thread lets go after it answered
+        time.sleep(0.01)
+    assert old() is None
+
+
+def test_the_index_says_unloading_while_a_request_runs(tmp_path, make_engine):
+    put(tmp_path / "m", proto=models.slow())
+    engine = make_engine(startup=["m"])
+    feeds = {"x": np.eye(64, dtype=np.float32), "count": np.array(10**12)}
+
+    async def run():
+        task = asyncio.create_task(engine.infer(engine.model("m"), feeds, ["y"]))
+        await asyncio.sleep(0.01)
+        await engine.unload_model("m")
+        states = [(await engine.index())[0].state.value]
+        task.cancel()
+        await asyncio.wait({task})
+        del task
+        until = time.monotonic() + PATIENCE
+        while (await engine.index())[0].state == "UNLOADING" and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        return [*states, (await engine.index())[0].state.value]
+
+    assert asyncio.run(run()) == ["UNLOADING", "UNAVAILABLE"]
+
+
+def test_reload_under_load_loses_nothing(tmp_path, make_engine):
+    """Every answer is that of one of the two models, and both are seen."""
+    put(tmp_path / "m" / "1", 1)
+    engine = make_engine(startup=["m"])
+    seen, ended = [], threading.Event()
+
+    async def client():
+        while not ended.is_set():
+            model = engine.model("m")
+            answer = await engine.infer(model, TWO, OUTPUTS)
+            seen.append(answer[1].tolist()[0])
+
+    async def run():
+        clients = [asyncio.create_task(client()) for _ in range(8)]
+        for i in range(20):
+            put(tmp_path / "m" / "1", 1 + i % 2)
+            await engine.load_model("m")
+            await asyncio.sleep(0.01)
+        ended.set()
+        await asyncio.gather(*clients)
+
+    asyncio.run(run())
+    assert set(seen) == {4, 8}
+    assert engine.model("m").statistics.success.count == len(seen)
+    assert engine.model("m").statistics.fail.count == 0
+
+
+def wait_for(engine, expected):
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        try:
+            if ask(engine) == expected:
+                return
+        except (UnavailableError, UnknownModelError):
+            if expected is None:
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"never {expected}: {lines(engine)}")
+
+
+def test_polling_follows_the_disk(tmp_path, make_engine, caplog):
+    engine = make_engine(Mode.POLLING, poll_seconds=0.02)
+    assert engine.names == []
+    put(tmp_path / "m" / "1", 1)
+    wait_for(engine, [4])
+    put(tmp_path / "m" / "2", 2)
+    wait_for(engine, [8])
+    spoil(tmp_path / "m" / "3")
+    until = time.monotonic() + PATIENCE
+    while len(lines(engine)) < 3 or "not loaded" in lines(engine)[2][3]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert ask(engine) == [8]
+    assert "model m was not loaded: model file" in caplog.text
+    count = caplog.text.count("was not loaded")
+    time.sleep(0.1)  # a broken file is not tried again until it changes
+    assert caplog.text.count("was not loaded") == count
+    put(tmp_path / "m" / "3", 3)
+    wait_for(engine, [12])
+    shutil.rmtree(tmp_path / "m")
+    wait_for(engine, None)
+    until = time.monotonic() + PATIENCE
+    while lines(engine):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    shutil.rmtree(tmp_path)
+    time.sleep(0.1)
+    assert "cannot be read" in caplog.text or engine.names == []
+
+
+def test_weights_outside_of_the_file_count_as_a_change(tmp_path, make_engine):
+    put(tmp_path / "m" / "1", proto=models.external("w.bin"))
+    weights = tmp_path / "m" / "1" / "w.bin"
+    weights.write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    engine = make_engine(startup=["m"])
+    feeds = {"x": np.zeros(4, np.float32)}
+
+    def total():
+        return asyncio.run(engine.infer(engine.model("m"), feeds, ["y"]))[0].sum()
+
+    assert total() == 6
+    fresh = tmp_path / "fresh"
+    fresh.write_bytes(np.ones(4, np.float32).tobytes())
+    fresh.replace(weights)
+    load(engine)
+    assert total() == 4
+
+
+def test_warm_up(tmp_path, make_engine):
+    put(tmp_path / "m")
+    settings = tmp_path / "m" / "model.serving.toml"
+    settings.write_text("[[warmup]]\nids = [2, 8]\nmask = [2, 8]\n")
+    engine = make_engine(startup=["m"])
+    for wrong, problem in (
+        ("[[warmup]]\nids = [2, 8]\n", "the warm-up has the inputs"),
+        ("[[warmup]]\nids = [2, 8]\nmask = [2, 9]\n", "the warm-up failed"),
+    ):
+        settings.write_text(wrong)
+        with pytest.raises(ModelError, match=problem):
+            load(engine)
+        assert ask(engine) == [4]
+    settings.write_text("warmup = false")
+    load(engine)
+    assert ask(engine) == [4]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("max_batch = 0", "'max_batch' must be a whole number of 1 or more; got 0"),
+        ("max_batch = true", "'max_batch' must be a whole number"),
+        ("max_padding = 1.5", "'max_padding' must be a number from 0 to 1"),
+        ("max_delay = 'x'", "'max_delay' must be a number"),
+        ("timeout = nan", "'timeout' must be a number"),
+        ("batching = 3", "'batching' must be a table"),
+        ("versions = 3", "'versions' must be 'all', {latest"),
+        ("versions = {latest = 0}", "'versions' must be 'all'"),
+        ("versions = {specific = []}", "'versions' must be 'all'"),
+        ("warmup = 3", "'warmup' must be true"),
+        ("warmup = [{x = [-1]}]", "'warmup' must be true"),
+        ("other = 3", "there is no setting 'other'"),
+        ("other", "cannot be read"),
+    ],
+)
+def test_wrong_settings(tmp_path, text, problem):
+    file = tmp_path / "model.serving.toml"
+    file.write_text(text)
+    with pytest.raises(ModelError) as caught:
+        read_settings(file, ModelSettings())
+    assert problem in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_settings_that_are_no_table(tmp_path):
+    file = tmp_path / "model.serving.json"
+    file.write_text("[]")
+    with pytest.raises(ModelError, match="must hold a table"):
+        read_settings(file, ModelSettings())
+
+
+def test_all_settings_can_be_set(tmp_path):
+    file = tmp_path / "model.serving.toml"
+    file.write_text(
+        "versions = {specific = [3]}\nmax_batch = 2\npreferred_batch = 1\nmax_delay = 1\n"
+        "max_tokens = 9\nmax_padding = 0\nmax_queue = 1\nmax_queue_bytes = 5\ntimeout = 2\n"
+        "concurrency = 1\nwarmup = [{x = [1]}]\nbatching = {kind = 'padded'}\n"
+    )
+    assert read_settings(file, ModelSettings()) == ModelSettings(
+        versions=VersionPolicy(None, (3,)),
+        max_batch=2,
+        preferred_batch=1,
+        max_delay=1.0,
+        max_tokens=9,
+        max_padding=0.0,
+        max_queue=1,
+        max_queue_bytes=5,
+        timeout=2.0,
+        concurrency=1,
+        warmup=({"x": (1,)},),
+        batching={"kind": "padded"},
+    )
+
+
+def test_the_table_of_axes_may_stand_in_the_settings(tmp_path, make_engine):
+    put(tmp_path / "m", proto=models.table_sum(None))
+    (tmp_path / "m" / "model.serving.json").write_text(json.dumps({"batching": models.PADDED}))
+    engine = make_engine(startup=["m"])
+    assert engine.model("m").layout.mask == "mask"
+
+
+def test_settings_of_a_single_file(tmp_path):
+    models.save(models.table_sum(), tmp_path / "one.onnx")
+    (tmp_path / "one.serving.toml").write_text("max_batch = 3")
+    engine = Engine([ModelSource.of(tmp_path / "one.onnx")], threads=1)
+    engine.load()
+    assert engine.model("one").settings.max_batch == 3
+    engine.close()
+
+
+def test_check_loads_everything_and_keeps_nothing(tmp_path, make_engine):
+    put(tmp_path / "good" / "1")
+    put(tmp_path / "plain" / "1", proto=models.table_sum(None))
+    spoil(tmp_path / "bad" / "4")
+    put(tmp_path / "odd" / "1")
+    (tmp_path / "odd" / "model.serving.toml").write_text("versions = {specific = [9]}")
+    engine = make_engine()
+    engine._startup = ("none",)
+    found = list(engine.check())
+    assert [error for _, error in found] == [True, True, False, True, False]
+    text = "\n".join(line for line, _ in found)
+    assert "none: there is no such model" in text
+    assert "good 1: ok, padded batching, pyattn's operators: none" in text
+    assert "plain 1: ok, no batching" in text
+    assert "bad 4: model file" in text
+    assert "odd: model 'odd' has none of the versions" in text
+    assert engine.names == []
+
+
+def test_check_of_nothing(make_engine):
+    assert list(make_engine().check()) == [("there is no model", True)]
