@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.reference import Array, float64, layer_norm, softmax
+from tests.reference import layer_norm, softmax
+from tests.reference_sdpa import Array, float64
 
 
 def gelu(x: Any) -> Array:
