@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import network
+from .allocator import keep_freed_memory
 from .asgi.app import Application, create_app
 from .engine.failures import ModelError
 from .logs import start_logging
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     start_logging(options.log_level, options.log_format)
+    keep_freed_memory()
     try:
         return _serve(options)
     except (ModelError, NetworkError, _AddressError) as error:
