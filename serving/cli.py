@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import network
+from .allocator import keep_freed_memory
 from .asgi.app import Application, create_app
 from .config import ConfigError, read_config
 from .engine.engine import Mode
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _options(arguments)
     start_logging(options.log_level, options.log_format)
+    keep_freed_memory()
     try:
         return check(_settings(options)) if options.check else _serve(options)
     except (ModelError, NetworkError, _AddressError) as error:

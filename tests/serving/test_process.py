@@ -259,6 +259,7 @@ def test_names_that_are_no_files(tmp_path):
         ["m.onnx", "--max-body", "-1"],
         ["m.onnx", "--drain-timeout", "nan"],
         ["m.onnx", "--body-timeout", "0"],
+        ["m.onnx", "--header-timeout", "soon"],
         ["m.onnx", "--nonsense"],
     ],
 )
