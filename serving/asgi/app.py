@@ -7,7 +7,7 @@ import logging
 import time
 
 from ..engine.engine import Engine, Mode
-from ..engine.failures import ModelError, UnavailableError
+from ..engine.failures import DeadlineError, ModelError, UnavailableError
 from ..engine.model_settings import ModelSettings
 from ..engine.repository import Repository
 from ..settings import Settings
@@ -98,7 +98,7 @@ class Application:
             return error_response(UnavailableError("the server is shutting down"))
         except Exception as error:
             response = error_response(error)
-            if response.status >= 500 and not isinstance(error, UnavailableError):
+            if response.status >= 500 and not isinstance(error, (UnavailableError, DeadlineError)):
                 logger.exception(
                     "%s %s failed",
                     request.method,

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from ..engine.engine import Engine
-from ..engine.failures import UnavailableError
+from ..engine.failures import DeadlineError, UnavailableError
 from ..engine.model import Array, Model
 from ..protocol.infer import InferRequest, decode_request, encode_response
 from ..protocol.metadata import (
@@ -135,15 +135,20 @@ class Endpoints:
         return _response(model, request, arrays, encoding)
 
     async def _run(self, model: Model, request: InferRequest, arrived: float) -> list[Array]:
-        """Run a model; the time that the client gives counts from the arrival of its request."""
+        """Run a model; the time that the client gives counts from the arrival of its body."""
         options = request.options
-        left = None
-        if options.timeout is not None:
-            left = options.timeout - (asyncio.get_running_loop().time() - arrived)
-        return await self._engine.infer(
-            model, request.feeds, [choice.name for choice in request.outputs],
-            priority=options.priority, timeout=left,
-        )  # fmt: skip
+        timeout = options.timeout
+        if timeout is not None:
+            timeout -= asyncio.get_running_loop().time() - arrived
+        names = [choice.name for choice in request.outputs]
+        try:
+            return await self._engine.infer(
+                model, request.feeds, names, priority=options.priority, timeout=timeout
+            )
+        except DeadlineError:
+            if options.timeout is None:
+                raise
+            raise DeadlineError(f"the timeout of {options.timeout:g} seconds is over") from None
 
     def _model(self, path: Mapping[str, str]) -> Model:
         return self._engine.model(path["model"], path.get("version"))

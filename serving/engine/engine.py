@@ -236,7 +236,7 @@ class Engine:
                 return await work.future
         except TimeoutError:
             self._give_up(work, "expired")
-            raise DeadlineError(f"no answer within {seconds:g} seconds") from None
+            raise DeadlineError(f"the timeout of {seconds:g} seconds is over") from None
         except asyncio.CancelledError:
             self._give_up(work, "cancelled")
             raise

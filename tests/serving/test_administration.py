@@ -164,13 +164,28 @@ def test_load_is_off_by_default(tmp_path):
     app.engine.close()
 
 
+def test_load_and_unload_ask_for_the_admin_token(tmp_path):
+    put(tmp_path / "m")
+    tokens = {"token": "user-token", "admin_token": "admin-token"}
+    app = create_app(Settings(model=tmp_path, mode="explicit", **tokens))
+    app.engine.load()
+    client = Client(app)
+    for action in ("load", "unload"):
+        path = f"/v2/repository/models/m/{action}"
+        for token, status in ((None, 401), ("user-token", 403), ("admin-token", 200)):
+            headers = [] if token is None else [("Authorization", f"Bearer {token}")]
+            assert client.request("POST", path, b"", [*JSON, *headers]).status == status
+    assert client.get("/metrics").status == 401
+    app.engine.close()
+
+
 def test_nothing_is_loaded_while_the_server_drains(client):
     client.app.lifecycle.drain()
     assert post(client, "/v2/repository/models/m/load").status == 503
     assert post(client, "/v2/repository/models/m/unload").status == 503
 
 
-def test_a_full_queue_is_429_and_a_time_out_504(tmp_path):
+def test_a_full_queue_is_429_and_a_time_out_504(tmp_path, caplog):
     put(tmp_path / "m", proto=models.slow())
     app = create_app(Settings(model=tmp_path, timeout=0.02, max_queue=1, concurrency=1))
     app.engine.load()
@@ -183,7 +198,8 @@ def test_a_full_queue_is_429_and_a_time_out_504(tmp_path):
         ]
     }
     answer = Client(app).infer("m", body)
-    assert (answer.status, answer.error) == (504, "no answer within 0.02 seconds")
+    assert (answer.status, answer.error) == (504, "the timeout of 0.02 seconds is over")
+    assert "failed" not in caplog.text  # nothing is wrong with the server
     app.engine.model("m").queue._works = [None]
     answer = Client(app).infer("m", body)
     assert (answer.status, answer.headers["retry-after"]) == (429, "1")
