@@ -190,20 +190,10 @@ def openvino(problem: Problem, threads: int, dtype: str) -> Run:
     compiled = peers.openvino_compile(threads, model, "f32" if dtype == "float32" else "bf16")
     runs: list[Run] = []
     for arrays in attention.inputs(problem, dtype):
-        request = compiled.create_infer_request()
         out = np.empty(problem.query_shape, DTYPES[dtype])
-        bound = [*arrays, *([] if mask is None else [mask])]
-        for index, array in enumerate(bound):
-            request.set_input_tensor(index, peers.openvino_tensor(array))
-        request.set_output_tensor(0, peers.openvino_tensor(out))
-        runs.append(partial(_infer, request, out, bound))
+        given = [*arrays, *([] if mask is None else [mask])]
+        runs.append(peers.openvino_bound(compiled, given, out))
     return _in_turn(runs)
-
-
-def _infer(request: Any, out: Array, _alive: list[Array]) -> Array:
-    """One run of a request bound to `out` and to arrays that have to live as long."""
-    request.infer(share_outputs=True)
-    return out
 
 
 def _openvino_model(problem: Problem, dtype: str, mask: Array | None) -> Any:

@@ -7,6 +7,7 @@ They are imported by name so that type checking does not depend on which of them
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -62,6 +63,20 @@ def jax(threads: int) -> Any:
     return import_module("jax")
 
 
+@dataclass(frozen=True)
+class Bound:
+    """A call whose inputs and outputs are bound to memory, which `alive` holds."""
+
+    run: Callable[[], None]
+    first: NDArray[Any]
+    alive: tuple[Any, ...]
+
+    def __call__(self) -> NDArray[Any]:
+        """Run and return the first output, always in the same array."""
+        self.run()
+        return self.first
+
+
 def openvino_compile(threads: int, model: Any, precision: str) -> Any:
     """An OpenVINO model compiled for one request at a time on the CPU."""
     settings = {
@@ -79,6 +94,26 @@ def openvino_tensor(array: NDArray[Any]) -> Any:
     if array.dtype.name == "bfloat16":
         return openvino.Tensor(array.view(np.uint16), list(array.shape), openvino.Type.bf16)
     return openvino.Tensor(array, shared_memory=True)
+
+
+def openvino_bound(compiled: Any, arrays: Sequence[NDArray[Any]], out: Any = None) -> Bound:
+    """A request bound to its inputs, in their order, and to its first output or an array for it.
+
+    OpenVINO reads and writes their memory where it is, and does not keep it.
+    """
+    request = compiled.create_infer_request()
+    alive = tuple(np.require(array, requirements="C") for array in arrays)
+    for index, array in enumerate(alive):
+        request.set_input_tensor(index, openvino_tensor(array))
+    if out is not None:
+        request.set_output_tensor(0, openvino_tensor(out))
+    request.infer(share_outputs=True)
+    first = request.get_output_tensor(0).data if out is None else out
+
+    def run() -> None:
+        request.infer(share_outputs=True)
+
+    return Bound(run, first, alive)
 
 
 def onnx_model(
@@ -115,21 +150,6 @@ def onnx_session(threads: int, model: bytes | str) -> Any:
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-@dataclass(frozen=True)
-class Bound:
-    """A call of a session whose inputs and outputs are bound; `alive` holds their memory."""
-
-    session: Any
-    binding: Any
-    first: NDArray[Any]
-    alive: tuple[Any, ...]
-
-    def __call__(self) -> NDArray[Any]:
-        """Run the session and return its first output, always in the same array."""
-        self.session.run_with_iobinding(self.binding)
-        return self.first
-
-
 def onnx_bound(session: Any, feeds: Feeds, outputs: Feeds) -> Bound:
     """Bind inputs and outputs in place, so that a call copies nothing.
 
@@ -145,7 +165,7 @@ def onnx_bound(session: Any, feeds: Feeds, outputs: Feeds) -> Bound:
     for name, array in outputs.items():
         binding.bind_ortvalue_output(name, values[id(array)])
     first = next(iter(outputs.values()))
-    return Bound(session, binding, first, (feeds, outputs, values))
+    return Bound(partial(session.run_with_iobinding, binding), first, (feeds, outputs, values))
 
 
 def onnx_run(

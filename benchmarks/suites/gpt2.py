@@ -82,19 +82,10 @@ def _exported(new: int, past: int, threads: int, dynamo: bool) -> Prepared:
     return Prepared(call, lambda value: value.numpy())
 
 
-def _openvino(new: int, past: int, threads: int) -> Prepared:
+def _openvino(new: int, past: int, threads: int) -> Run:
     model = import_module("openvino").Core().read_model(gpt2.torch_file(dynamo=False))
-    request = peers.openvino_compile(threads, model, "f32").create_infer_request()
-    # OpenVINO reads their memory where it is, and does not keep it.
-    given = {k: np.ascontiguousarray(x) for k, x in gpt2.feeds(new, past).items()}
-    for name, array in given.items():
-        request.set_tensor(name, peers.openvino_tensor(array))
-
-    def logits(_: Any) -> Any:
-        assert given
-        return np.array(request.get_tensor("logits").data)
-
-    return Prepared(request.infer, logits)
+    compiled = peers.openvino_compile(threads, model, "f32")
+    return peers.openvino_bound(compiled, list(gpt2.feeds(new, past).values()))
 
 
 def _torch(new: int, past: int, threads: int) -> Run:

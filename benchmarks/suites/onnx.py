@@ -137,13 +137,4 @@ def _openvino(threads: int) -> Run:
     proto = library.export(encoder, inputs, target="primitive", opset=18, verify=False)
     model = openvino.Core().read_model(proto.SerializeToString())
     compiled = peers.openvino_compile(threads, model, "f32")
-    feeds = minilm.sentences(SENTENCES)
-    request = compiled.create_infer_request()
-    for index, array in enumerate(feeds):
-        request.set_input_tensor(index, peers.openvino_tensor(array))
-
-    def run() -> Any:
-        request.infer()
-        return request.get_output_tensor(0).data
-
-    return run
+    return peers.openvino_bound(compiled, minilm.sentences(SENTENCES))

@@ -164,15 +164,7 @@ def _exported(threads: int, dynamo: bool) -> Run:
 
 def _openvino(threads: int) -> Run:
     model = import_module("openvino").Core().read_model(_file(dynamo=False))
-    request = peers.openvino_compile(threads, model, "f32").create_infer_request()
-    tokens = _tokens()  # OpenVINO reads its memory where it is, and does not keep it
-
-    def call() -> Array:
-        request.set_input_tensor(peers.openvino_tensor(tokens))
-        request.infer()
-        return np.asarray(request.get_output_tensor().data)
-
-    return call
+    return peers.openvino_bound(peers.openvino_compile(threads, model, "f32"), [_tokens()])
 
 
 def _torch(threads: int) -> Run:
