@@ -12,6 +12,7 @@ from ..engine.failures import (
     ServingError,
     UnavailableError,
     UnknownModelError,
+    UnsupportedError,
 )
 from .responses import Response, json_response
 
@@ -24,6 +25,7 @@ _STATUS: dict[type[ServingError], int] = {
     DeadlineError: 504,
     UnavailableError: 503,
     InferenceError: 500,
+    UnsupportedError: 501,
 }
 
 

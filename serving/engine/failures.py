@@ -35,5 +35,9 @@ class DeadlineError(ServingError):
     """The request was not answered within the time that it has."""
 
 
+class UnsupportedError(ServingError):
+    """The server lacks a library for what is asked."""
+
+
 class NotAllowedError(ServingError):
     """Models are not loaded and unloaded on demand here."""

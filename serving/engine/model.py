@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from .datatypes import BY_ONNXRUNTIME, Datatype
 from .failures import InferenceError, ModelError, ServingError
 from .layout import Array as Array
 from .layout import Extent, Layout, Padded, parse
-from .model_file import ModelFile, inspect
+from .model_file import ModelFile, companion, inspect
 from .model_settings import ModelSettings
 from .queue import Queue
 from .session import ORT_ERRORS, SessionSettings, open_session, run_options, translate
@@ -25,7 +26,9 @@ from .statistics import Statistics
 
 PLATFORM = "onnxruntime_onnx"
 BATCHING = "pyattn.batching"
+TOKENIZER = "pyattn.tokenizer"
 _ONNX_BFLOAT16 = 16
+_ATTENTION = re.compile("attention_weights_([0-9]{1,6})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,10 @@ class Model:
     Attributes
     ----------
     inputs, outputs : dict of str to TensorSpec
+    attention : dict of int to str
+        The outputs with the attention weights of each layer, where the model has them.
+    tokenizer : Path or None
+        The file of the tokenizer that its metadata names.
     operators : tuple of str
         pyattn's operators that run as kernels.
     layout : Layout or None
@@ -105,10 +112,18 @@ class Model:
         self._session, self.operators = open_session(file, session)
         self.inputs = _specs(self._session.get_inputs(), "input", file)
         self.outputs = _specs(self._session.get_outputs(), "output", file)
+        self.attention = _attention(self.outputs)
+        self.tokenizer = companion(file, TOKENIZER)
         self._by_value = _needs_values(self.inputs, self.outputs, file)
         self.batching = _batching(file, self.settings)
         self.layout = self._layout(path)
         self._warm_up(path)
+
+    @property
+    def default_outputs(self) -> list[str]:
+        """Outputs of a request that names none: all but the attention weights, if others are."""
+        weights = set(self.attention.values())
+        return [name for name in self.outputs if name not in weights] or list(self.outputs)
 
     @property
     def optional_inputs(self) -> frozenset[str]:
@@ -241,6 +256,16 @@ def _specs(declared: Sequence[ort.NodeArg], kind: str, file: ModelFile) -> dict[
         shape = None if arg.name in file.unranked else tuple(arg.shape)
         specs[arg.name] = TensorSpec(arg.name, datatype, shape)
     return specs
+
+
+def _attention(outputs: Mapping[str, TensorSpec]) -> dict[int, str]:
+    """Return the outputs ``attention_weights_0``, ... of shape (B, H, T, S), by layer."""
+    layers = {}
+    for name, spec in outputs.items():
+        found = _ATTENTION.fullmatch(name)
+        if found and spec.datatype.kind == "f" and spec.shape is not None and len(spec.shape) == 4:
+            layers[int(found[1])] = name
+    return dict(sorted(layers.items()))
 
 
 def _needs_values(

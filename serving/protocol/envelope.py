@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -45,10 +45,12 @@ class Envelope:
     inputs: Sequence[InputEntry] = ()
     outputs: Sequence[OutputEntry] = ()
     binary_output: bool = False
-    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def parse_envelope(text: memoryview, max_inputs: int, max_outputs: int) -> Envelope:
+def parse_envelope(
+    text: memoryview, max_inputs: int, max_outputs: int, lists: Container[str] = ()
+) -> Envelope:
     """Parse the JSON of an infer request.
 
     Parameters
@@ -57,6 +59,8 @@ def parse_envelope(text: memoryview, max_inputs: int, max_outputs: int) -> Envel
         The JSON, UTF-8. Arrays keep a reference to it until they are read.
     max_inputs, max_outputs : int
         Most entries of ``inputs`` and ``outputs``: what the model has.
+    lists : container of str
+        Parameters of the request that may also be lists.
 
     Raises
     ------
@@ -66,7 +70,7 @@ def parse_envelope(text: memoryview, max_inputs: int, max_outputs: int) -> Envel
     request = parse_request(text)
     if not isinstance(request, dict):
         raise InvalidRequestError(f"the request must be a JSON object; got {_kind(request)}")
-    parameters = _parameters(request, "the request")
+    parameters = _parameters(request, "the request", lists)
     return Envelope(
         id=_optional(request, "id", str, "the request"),
         inputs=_entries(request, "inputs", max_inputs, _input_entry),
@@ -133,10 +137,10 @@ def _shape(sizes: list[Any], where: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _parameters(owner: dict[str, Any], where: str) -> dict[str, Scalar]:
+def _parameters(owner: dict[str, Any], where: str, lists: Container[str] = ()) -> dict[str, Any]:
     parameters = _optional(owner, "parameters", dict, where) or {}
     for key, value in parameters.items():
-        if not isinstance(value, Scalar):
+        if not isinstance(value, Scalar) and not (key in lists and isinstance(value, list)):
             raise InvalidRequestError(
                 f"{where}: parameter {key[:200]!r} must be a string, number or boolean"
             )

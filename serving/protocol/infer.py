@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,17 @@ class OutputChoice:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A checked request: arrays that fit the model, and the outputs to return."""
+    """A checked request: arrays that fit the model, and the outputs to return.
+
+    `named` says that the client named the outputs.
+    """
 
     id: str | None
     feeds: Mapping[str, Array]
     outputs: Sequence[OutputChoice]
     parameters: Mapping[str, Any]
     options: RequestOptions
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,9 @@ class EncodedResponse:
     binary: bool
 
 
-def decode_request(model: Model, body: memoryview, json_length: int | None) -> InferRequest:
+def decode_request(
+    model: Model, body: memoryview, json_length: int | None, lists: Container[str] = ()
+) -> InferRequest:
     """Decode and check an infer request.
 
     Parameters
@@ -57,6 +63,8 @@ def decode_request(model: Model, body: memoryview, json_length: int | None) -> I
     json_length : int or None
         Length of the JSON before the tensors in binary, not above ``len(body)``. None when the body
         is all JSON; 0 when it is the data of the model's only input, without any JSON.
+    lists : container of str
+        Parameters that may also be lists.
 
     Raises
     ------
@@ -66,19 +74,39 @@ def decode_request(model: Model, body: memoryview, json_length: int | None) -> I
     if json_length == 0:
         return _raw_request(model, body)
     split = len(body) if json_length is None else json_length
-    envelope = parse_envelope(body[:split], len(model.inputs), len(model.outputs))
+    envelope = parse_envelope(body[:split], len(model.inputs), len(model.outputs), lists)
     check_names("input", [entry.name for entry in envelope.inputs], model.inputs)
     given = [entry.name for entry in envelope.inputs]
     check_complete([*given, *model.optional_inputs], model.inputs)
     options = parse_options(envelope.parameters)
     feeds = _feeds(model, envelope.inputs, body[split:])
-    return InferRequest(envelope.id, feeds, _outputs(model, envelope), envelope.parameters, options)
+    return InferRequest(
+        envelope.id,
+        feeds,
+        _outputs(model, envelope),
+        envelope.parameters,
+        options,
+        bool(envelope.outputs),
+    )
 
 
 def encode_response(
     model: Model, request: InferRequest, arrays: Sequence[Array]
 ) -> EncodedResponse:
     """Encode the outputs of a run, in the order of ``request.outputs``."""
+    outputs, binary = encode_outputs(model, request, arrays)
+    response: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
+    if request.id is not None:
+        response["id"] = request.id
+    response["outputs"] = outputs
+    header = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
+    return EncodedResponse(header, binary, any(choice.binary for choice in request.outputs))
+
+
+def encode_outputs(
+    model: Model, request: InferRequest, arrays: Sequence[Array]
+) -> tuple[list[dict[str, Any]], list[memoryview]]:
+    """Return the entries of ``outputs``, for ``orjson``, and the tensors in binary."""
     outputs: list[dict[str, Any]] = []
     binary: list[memoryview] = []
     for choice, array in zip(request.outputs, arrays, strict=True):
@@ -95,12 +123,7 @@ def encode_response(
         else:
             entry["data"] = json_tensors.encode(spec, array)
         outputs.append(entry)
-    response: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
-    if request.id is not None:
-        response["id"] = request.id
-    response["outputs"] = outputs
-    header = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
-    return EncodedResponse(header, binary, any(choice.binary for choice in request.outputs))
+    return outputs, binary
 
 
 def _feeds(model: Model, entries: Sequence[InputEntry], tail: memoryview) -> dict[str, Array]:
@@ -140,7 +163,7 @@ def _outputs(model: Model, envelope: Envelope) -> list[OutputChoice]:
             for e in envelope.outputs
         ]
     else:
-        choices = [OutputChoice(name, envelope.binary_output) for name in model.outputs]
+        choices = [OutputChoice(name, envelope.binary_output) for name in model.default_outputs]
     for choice in choices:
         if not choice.binary:
             # Better refused now than after the model has run.
@@ -172,7 +195,7 @@ def _raw_request(model: Model, body: memoryview) -> InferRequest:
         shape = _raw_shape(spec, len(body))
         count = element_count(spec.name, shape, spec.datatype)
         array = binary_tensors.decode(spec.name, body, shape, count, spec.datatype)
-    outputs = [OutputChoice(name, True) for name in model.outputs]
+    outputs = [OutputChoice(name, True) for name in model.default_outputs]
     return InferRequest(None, {spec.name: array}, outputs, {}, RequestOptions())
 
 

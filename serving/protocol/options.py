@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..engine.failures import InvalidRequestError
 
@@ -27,7 +28,7 @@ class RequestOptions:
     priority: int = 0
 
 
-def parse_options(parameters: Mapping[str, str | int | float | bool]) -> RequestOptions:
+def parse_options(parameters: Mapping[str, Any]) -> RequestOptions:
     """Return the options among the parameters of a request.
 
     ``timeout`` is in microseconds, 0 for none. Raises `InvalidRequestError` for a value that is
@@ -40,7 +41,7 @@ def parse_options(parameters: Mapping[str, str | int | float | bool]) -> Request
     )
 
 
-def _natural(parameters: Mapping[str, str | int | float | bool], key: str) -> int:
+def _natural(parameters: Mapping[str, Any], key: str) -> int:
     value = parameters.get(key, 0)
     if type(value) is not int or not 0 <= value <= _LARGEST:
         raise InvalidRequestError(f"parameter {key!r} must be an integer of 0 or more")
