@@ -13,16 +13,19 @@ from ..engine.repository import Repository
 from ..settings import Settings
 from .access import Tokens
 from .admission import Admission
+from .attention import AttentionEndpoint
 from .body import Limits, discard
 from .endpoints import Endpoints
 from .errors import ClientGoneError, HttpError, error_response
 from .lifecycle import Lifecycle
 from .metrics import MetricsEndpoint
+from .page import page_routes
 from .repository import RepositoryEndpoints
 from .request import Request
 from .request_id import request_id
 from .responses import Response, send_body, send_start
 from .routing import Router
+from .tokenize import TokenizeEndpoint
 from .types import Receive, Scope, Send
 
 logger = logging.getLogger("pyattn_serving")
@@ -48,11 +51,15 @@ class Application:
         self.lifecycle = Lifecycle()
         self._limits = limits
         self.admission = Admission(limits.max_pending, limits.max_pending_bytes)
+        endpoints = Endpoints(engine, self.lifecycle, limits, self.admission)
         self._router = Router(
             [
                 *RepositoryEndpoints(engine, self.lifecycle, limits).routes(),
                 *MetricsEndpoint(engine, self.lifecycle).routes(),
-                *Endpoints(engine, self.lifecycle, limits, self.admission).routes(),
+                *endpoints.routes(),
+                *AttentionEndpoint(engine, endpoints).routes(),
+                *TokenizeEndpoint(engine, endpoints, limits).routes(),
+                *page_routes(),
             ],
             tokens or Tokens(),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from ..engine.engine import Engine
@@ -33,6 +33,9 @@ from .routing import Route
 INLINE_BYTES = 32 << 10
 # Up to this many bytes, joining the parts of an answer takes less time than sending them apart.
 JOINED_BYTES = 256 << 10
+
+# From a model, a body, the length of its JSON and an encoding that the client takes, to the answer.
+Work = Callable[[Model, memoryview, int | None, str | None], Coroutine[Any, Any, Response]]
 
 
 class Endpoints:
@@ -79,12 +82,12 @@ class Endpoints:
 
     async def model(self, _request: Request, path: Mapping[str, str]) -> Response:
         """Answer with the inputs and outputs of a model."""
-        model = self._model(path)
+        model = self.model_of(path)
         return json_response(model_metadata(model, self._engine.versions(model.name)))
 
     async def model_ready(self, _request: Request, path: Mapping[str, str]) -> Response:
         """Answer whether inferences of a model are taken."""
-        return self._readiness({"name": self._model(path).name})
+        return self._readiness({"name": self.model_of(path).name})
 
     async def openapi(self, _request: Request, _path: Mapping[str, str]) -> Response:
         """Answer with the description of all endpoints."""
@@ -100,15 +103,17 @@ class Endpoints:
 
     async def model_trace(self, _request: Request, path: Mapping[str, str]) -> Response:
         """Answer with what is traced of a model."""
-        self._model(path)
+        self.model_of(path)
         return json_response(trace_settings())
 
     async def infer(self, request: Request, path: Mapping[str, str]) -> Response:
         """Run a model."""
-        refusal = self._refusal()
-        if refusal is not None:
-            raise UnavailableError(refusal)
-        model = self._model(path)
+        return await self.work(request, path, self._infer)
+
+    async def work(self, request: Request, path: Mapping[str, str], work: Work) -> Response:
+        """Receive a body and answer with what `work` makes of it, while the client is there."""
+        self.check_open()
+        model = self.model_of(path)
         content = check_content(request)
         json_length = content.json_length
         with self._admission.hold() as hold:
@@ -119,7 +124,7 @@ class Endpoints:
                     400, f"{LENGTH_HEADER} is {json_length}, but the body has {len(body)} bytes"
                 )
             encoding = accepted_encoding(request.listed("accept-encoding"))
-            return await _while_connected(request, self._infer(model, body, json_length, encoding))
+            return await _while_connected(request, work(model, body, json_length, encoding))
 
     async def _infer(
         self, model: Model, body: memoryview, json_length: int | None, encoding: str | None
@@ -129,18 +134,20 @@ class Endpoints:
             request = await self._engine.offload(decode_request, model, body, json_length)
         else:
             request = decode_request(model, body, json_length)
-        arrays = await self._run(model, request, arrived)
+        names = [choice.name for choice in request.outputs]
+        arrays = await self.run(model, request, names, arrived)
         if sum(array.nbytes for array in arrays) > INLINE_BYTES:
             return await self._engine.offload(_response, model, request, arrays, encoding)
         return _response(model, request, arrays, encoding)
 
-    async def _run(self, model: Model, request: InferRequest, arrived: float) -> list[Array]:
+    async def run(
+        self, model: Model, request: InferRequest, names: Sequence[str], arrived: float
+    ) -> list[Array]:
         """Run a model; the time that the client gives counts from the arrival of its body."""
         options = request.options
         timeout = options.timeout
         if timeout is not None:
             timeout -= asyncio.get_running_loop().time() - arrived
-        names = [choice.name for choice in request.outputs]
         try:
             return await self._engine.infer(
                 model, request.feeds, names, priority=options.priority, timeout=timeout
@@ -150,7 +157,14 @@ class Endpoints:
                 raise
             raise DeadlineError(f"the timeout of {options.timeout:g} seconds is over") from None
 
-    def _model(self, path: Mapping[str, str]) -> Model:
+    def check_open(self) -> None:
+        """Raise `UnavailableError` while no inferences are taken."""
+        refusal = self._refusal()
+        if refusal is not None:
+            raise UnavailableError(refusal)
+
+    def model_of(self, path: Mapping[str, str]) -> Model:
+        """Return the model that a path names."""
         return self._engine.model(path["model"], path.get("version"))
 
     def _refusal(self) -> str | None:
@@ -170,12 +184,18 @@ class Endpoints:
 def _response(
     model: Model, request: InferRequest, arrays: Sequence[Array], encoding: str | None
 ) -> Response:
-    """Encode the outputs of a run, compressed if the client takes that and it is worthwhile."""
+    """Encode the outputs of a run."""
     encoded = encode_response(model, request, arrays)
     headers = {"content-type": BINARY if encoded.binary else JSON}
     if encoded.binary:
         headers[LENGTH_HEADER.lower()] = str(len(encoded.json))
-    parts: Sequence[bytes | memoryview] = (encoded.json, *encoded.tensors)
+    return encoded_response((encoded.json, *encoded.tensors), headers, encoding)
+
+
+def encoded_response(
+    parts: Sequence[bytes | memoryview], headers: dict[str, str], encoding: str | None
+) -> Response:
+    """Return a response of `parts`, compressed if the client takes that and it is worthwhile."""
     if encoding is not None:
         headers["vary"] = "accept-encoding"
         compressed = compress(parts, encoding)
