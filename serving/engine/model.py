@@ -28,7 +28,7 @@ PLATFORM = "onnxruntime_onnx"
 BATCHING = "pyattn.batching"
 TOKENIZER = "pyattn.tokenizer"
 _ONNX_BFLOAT16 = 16
-_ATTENTION = re.compile("attention_weights_([0-9]{1,6})")
+_ATTENTION = re.compile("attention_weights_(0|[1-9][0-9]{0,5})")
 
 
 @dataclass(frozen=True, slots=True)

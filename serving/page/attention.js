@@ -1,7 +1,9 @@
 // The maps of attention: thumbnails of all heads, one heat map, and the tokens it is about.
 
 const CELL_MOST = 34;
-const CELL_LEAST = 7; // smaller maps scroll
+const CELL_LEAST = 2; // beyond that the map scrolls
+const CURSOR_LEAST = 8;
+const THUMBNAIL_MOST = 32; // cells along a side
 const LABEL_LEAST = 10; // pixels of a cell that has a label
 const LABEL_LENGTH = 14; // characters
 
@@ -32,6 +34,19 @@ function headOf(layer, head) {
   const start = heads.indexOf(head) * T * S;
   const values = weights.slice(start, start + T * S);
   return { T, S, values, most: values.reduce((a, b) => Math.max(a, b), 0) };
+}
+
+// The head with blocks of weights replaced by their largest, for a picture that is smaller than it.
+function pooled(head) {
+  const step = Math.ceil(Math.max(head.T, head.S) / THUMBNAIL_MOST);
+  if (step <= 1) return head;
+  const [T, S] = [head.T, head.S].map((size) => Math.ceil(size / step));
+  const values = Array(T * S).fill(0);
+  head.values.forEach((value, i) => {
+    const at = Math.floor(Math.floor(i / head.S) / step) * S + Math.floor((i % head.S) / step);
+    values[at] = Math.max(values[at], value);
+  });
+  return { T, S, values, most: head.most };
 }
 
 // A canvas with one pixel for each weight, or `canvas` made into one.
@@ -84,13 +99,15 @@ function drawThumbnails() {
       button.title = `Layer ${layer}, head ${head}`;
       button.dataset.layer = layer;
       button.dataset.head = head;
-      button.append(picture(headOf(layer, head), table));
+      button.append(picture(pooled(headOf(layer, head)), table));
       button.addEventListener("click", () => select(layer, head));
       row.append(button);
     }
     return row;
   });
   byId("heads").replaceChildren(...rows);
+  byId("heads-label").textContent =
+    rows.length > 1 ? "Layers from top to bottom, heads from left to right" : "Heads from left to right";
 }
 
 function drawTokens() {
@@ -158,7 +175,7 @@ function drawMap(head) {
   let cell = Math.min(CELL_MOST, Math.floor((room - left - 2) / S));
   if (cell < LABEL_LEAST) {
     left = top = 2;
-    cell = Math.max(CELL_LEAST, Math.min(LABEL_LEAST, Math.floor((room - 4) / S)));
+    cell = Math.max(CELL_LEAST, Math.min(LABEL_LEAST - 1, Math.floor((room - 4) / S)));
   }
   geometry = { left, top, cell };
   const width = left + S * cell + 2;
@@ -175,10 +192,12 @@ function drawMap(head) {
   const table = colours();
   context.drawImage(picture(head, table), left, top, S * cell, T * cell);
   if (cell >= LABEL_LEAST) drawLabels(context, head, font);
+  const size = Math.max(cell, CURSOR_LEAST);
+  const corner = (start, index) => start + (index + 0.5) * cell - size / 2;
   for (const [colour, thickness] of [["--ground", 4], ["--cursor", 2]]) {
     context.strokeStyle = variable(colour); // two, to be seen on any cell
     context.lineWidth = thickness;
-    context.strokeRect(left + view.key * cell, top + view.query * cell, cell, cell);
+    context.strokeRect(corner(left, view.key), corner(top, view.query), size, size);
   }
   picture({ T: 1, S: 256, values: Array.from({ length: 256 }, (_, i) => i), most: 255 }, table, byId("scale"));
   byId("most").textContent = `${head.most.toFixed(3)}, the largest weight of this head`;

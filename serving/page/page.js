@@ -82,6 +82,7 @@ async function open(entry, button) {
   say("");
   const config = await call("GET", `${pathOf(entry)}/config`);
   if (mine !== number) return;
+  history.replaceState(null, "", `#${encodeURIComponent(entry.name)}`);
   const told = (key) => config.parameters[key]?.string_value ?? "";
   const plain = ({ name, data_type, dims }) => {
     const type = data_type.slice("TYPE_".length);
@@ -96,7 +97,7 @@ async function open(entry, button) {
     version: entry.version,
     inputs,
     layers,
-    heads: layers.length ? outputs.find((output) => output.name === weights[0]).shape[1] : 0,
+    heads: layers.length ? Math.max(outputs.find((output) => output.name === weights[0]).shape[1], 1) : 0,
     outputs: outputs.filter((output) => !weights.includes(output.name)),
   };
   const takesText = told("pyattn.tokenizer") !== "" && inputs.every((input) => filled(input, []));
@@ -302,12 +303,13 @@ async function choose() {
   const [layer, head] = ["layer", "head"].map((id) => Number(byId(id).value));
   if (!each.layers.has(layer)) {
     const mine = ++number;
+    const before = byId("status").textContent;
     say("Running…");
     const parameters = { layers: [layer] };
     const answer = await call("POST", `${pathOf(chosen)}/attention`, { inputs: each.inputs, parameters });
     if (mine !== number) return;
     each.layers = new Map([[layer, answer.layers[0]]]);
-    say("");
+    say(before);
     showAttention(each.layers, each.tokens);
   }
   select(layer, head);

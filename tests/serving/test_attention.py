@@ -43,7 +43,7 @@ def encoder():
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         intermediate_size=32,
-        max_position_embeddings=40,
+        max_position_embeddings=300,
     )
     bert = Bert(config, rng=np.random.default_rng(3))
     return SentenceEncoder(bert, word_tokenizer())

@@ -216,9 +216,46 @@ def test_markup_is_text(browser):
 
 
 @needs_browser
-def test_long_texts_are_told_and_very_long_ones_refused(browser):
-    type_and_run(browser, "the cat " * 19)
-    assert browser.run("document.querySelectorAll('#tokens li').length") == 40
+def test_of_long_texts_one_layer_comes_at_a_time(browser, encoder):  # noqa: F811
+    line = "the cat sat on " * 100
+    type_and_run(browser, line)
+    assert browser.run("document.querySelectorAll('#tokens li').length") == 300
+    assert browser.run("document.querySelectorAll('#heads canvas').length") == HEADS
+    browser.run(
+        "document.getElementById('layer').value = 1; document.getElementById('head').value = 2;"
+        "document.getElementById('layer').dispatchEvent(new Event('change'))"
+    )
+    browser.wait("document.getElementById('map').ariaLabel.includes('layer 1, head 2')")
+    browser.run("document.getElementById('map').focus()")
+    for key in ("PageDown", "End", "ArrowUp"):
+        browser.press(key)
+    query, key, value = weight(browser)
+    assert (query, key) == (298, 299)
+    right = eager(encoder, *encoder.tokenize([line]).values())
+    assert abs(right[1][0, 2, 298, 299] - value) <= 1e-4
+
+
+@needs_browser
+def test_keys_alone_reach_everything_in_order(browser):
+    type_and_run(browser, LINE)
+    browser.run("document.querySelector('.skip').focus()")
+    reached = []
+    while not reached or reached[-1] not in ("json", ""):
+        browser.press("Tab")
+        reached.append(
+            browser.run(
+                "document.activeElement.id || document.activeElement.getAttribute('role')"
+                " || document.activeElement.textContent"
+            )
+        )
+    wanted = ["token", "Use", "text-0", "text-1", "Run", "layer", "head", "radio", "map", "png"]
+    places = [reached.index(name) for name in wanted]
+    assert places == sorted(places), reached
+    assert reached.count("radio") == 1
+
+
+@needs_browser
+def test_an_empty_text_is_a_text(browser):
     browser.run("document.getElementById('text-0').value = ''")
     browser.run("document.getElementById('text-form').requestSubmit()")
     browser.wait("document.getElementById('status').textContent.startsWith('2 tokens')")

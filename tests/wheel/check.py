@@ -22,7 +22,8 @@ def check_files(wheel: Path) -> None:
     assert wheel.stat().st_size < LIMIT, f"{wheel.name} has {wheel.stat().st_size} bytes"
     files = {str(path) for path in distribution("pyattn").files or ()}
     wanted = {"pyattn/py.typed", "pyattn/_core.pyi", "pyattn/__init__.py"}
-    assert wanted | {"pyattn_serving/cli.py"} <= files, wanted - files
+    wanted |= {"pyattn_serving/cli.py", "pyattn_serving/page/index.html"}
+    assert wanted <= files, wanted - files
     assert any(name.startswith("pyattn_serving/_json.") for name in files - wanted), files
     assert str(pa.ort.custom_ops_library().name) in {Path(name).name for name in files}
     assert pa.ort.has_kernel("ScaledDotProductAttentionCausal")
