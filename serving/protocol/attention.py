@@ -68,10 +68,9 @@ def attention_options(model: Model, request: InferRequest) -> AttentionOptions:
         layers=tuple(model.attention) if layers is None else layers,
         heads=_indices(given, "heads"),
         top_k=_integer(given, "top_k", 1, 1 << 31),
-        precision=DEFAULT_PRECISION
-        if (digits := _integer(given, "precision", 1, MAX_PRECISION)) is None
-        else digits,
+        precision=_integer(given, "precision", 1, MAX_PRECISION) or DEFAULT_PRECISION,
     )
+    # Better refused now than after the model has run.
     _check_heads_and_size(options, _known_shapes(model, request, options))
     return options
 
