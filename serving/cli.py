@@ -38,12 +38,17 @@ _MOST_THREADS = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve a model until a signal comes; return the exit code.
+    """Serve a model until a signal comes, or do what ``bench`` says; return the exit code.
 
     0 after a drain that finished every request, 1 when the model or the address cannot be used or
     requests were cut off, 2 for wrong arguments.
     """
-    options = _options(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["bench"]:  # a model of this name is ./bench
+        from .bench.command import main as bench
+
+        return bench(words[1:])
+    options = _options(words)
     start_logging(options.log_level, options.log_format)
     keep_freed_memory()
     try:
@@ -168,7 +173,9 @@ def _announcement(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        PROGRAM, description="Serve an ONNX model over HTTP with the Open Inference Protocol v2."
+        PROGRAM,
+        description="Serve an ONNX model over HTTP with the Open Inference Protocol v2.",
+        epilog=f"{PROGRAM} bench --help tells how to measure a server.",
     )
     add = parser.add_argument
     add(
