@@ -1,4 +1,4 @@
-"""Memory under a mix of requests, for a short while; an hour takes the same code and more rounds."""
+"""Memory under a mix of requests, for a short while; PYATTN_SOAK_ROUNDS makes it longer."""
 
 from __future__ import annotations
 
