@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import logging
 import os
@@ -16,6 +17,7 @@ from . import network
 from .allocator import keep_freed_memory
 from .asgi.app import Application, create_app
 from .config import ConfigError, read_config
+from .engine.cpus import available_cpus
 from .engine.engine import Mode
 from .engine.failures import ModelError
 from .logs import start_logging
@@ -31,6 +33,7 @@ from .protocol.metadata import server_version
 from .server import Server
 from .settings import Settings
 from .values import port, positive, seconds
+from .workers import Worker, Workers, this_worker
 
 PROGRAM = "pyattn-serve"
 _BACKLOG = 2048
@@ -38,16 +41,26 @@ _MOST_THREADS = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve a model until a signal comes; return the exit code.
+    """Serve a model until a signal comes, or do what ``bench`` says; return the exit code.
 
     0 after a drain that finished every request, 1 when the model or the address cannot be used or
     requests were cut off, 2 for wrong arguments.
     """
-    options = _options(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["bench"]:  # a model of this name is ./bench
+        from .bench.command import main as bench
+
+        return bench(words[1:])
+    options = _options(words)
     start_logging(options.log_level, options.log_format)
     keep_freed_memory()
     try:
-        return check(_settings(options)) if options.check else _serve(options)
+        if options.check:
+            return check(_settings(options))
+        worker = this_worker()
+        if options.workers > 1 and worker is None:
+            return _look_after_workers(options)
+        return _serve(options, worker)
     except (ModelError, NetworkError, _AddressError) as error:
         sys.stderr.write(f"{PROGRAM}: error: {error}\n")
         return 1
@@ -71,6 +84,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.model is None:
         parser.error("the following arguments are required: MODEL")
+    if options.workers > 1 and options.mode == Mode.EXPLICIT.value:
+        parser.error("--mode explicit takes one worker: a request to load reaches one of them only")
     return options
 
 
@@ -94,11 +109,21 @@ def check(settings: Settings) -> int:
     return int(failed)
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _look_after_workers(options: argparse.Namespace) -> int:
+    with _bind(options.host, options.port) as listener:
+        workers = Workers(options.workers, listener)
+        asyncio.run(workers.run())
+    return workers.exit_code
+
+
+def _serve(options: argparse.Namespace, worker: Worker | None) -> int:
+    if worker is not None:
+        options.worker = worker.number
+        options.threads = options.threads or max(1, available_cpus() // options.workers)
     application = create_app(_settings(options))
     tls = tls_of(options)
     limits = limits_of(options)
-    with _bind(options.host, options.port) as listener:
+    with _bind(options.host, options.port) if worker is None else worker.listener() as listener:
         application.engine.load()
         try:
             listener.listen(_BACKLOG)
@@ -107,7 +132,7 @@ def _serve(options: argparse.Namespace) -> int:
         server = Server(
             application,
             options.drain_timeout,
-            _announcement(application, listener, "http" if tls is None else "https"),
+            _announcement(application, listener, "http" if tls is None else "https", worker),
             limits,
             {} if tls is None else tls.uvicorn_options(),
         )
@@ -148,27 +173,32 @@ def _address_error(host: str, port: int, error: Exception) -> _AddressError:
 
 
 def _announcement(
-    application: Application, listener: socket.socket, scheme: str
+    application: Application, listener: socket.socket, scheme: str, worker: Worker | None
 ) -> Callable[[], None]:
-    """Return a function that prints where the models are, once they can be reached."""
+    """Return a function that tells where the models are, once they can be reached."""
 
     def announce() -> None:
         host, port = listener.getsockname()[:2]
         url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-        for name in application.engine.names:
-            sys.stdout.write(
-                f"{PROGRAM}: {name} is ready at {url}, try: curl {url}/v2/models/{name}\n"
-            )
-        if not application.engine.names:
-            sys.stdout.write(f"{PROGRAM}: ready at {url}, with no model yet\n")
-        sys.stdout.flush()
+        lines = [
+            f"{PROGRAM}: {name} is ready at {url}, try: curl {url}/v2/models/{name}\n"
+            for name in application.engine.names
+        ]
+        text = "".join(lines) or f"{PROGRAM}: ready at {url}, with no model yet\n"
+        if worker is not None:
+            worker.say_ready(text)
+        else:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     return announce
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        PROGRAM, description="Serve an ONNX model over HTTP with the Open Inference Protocol v2."
+        PROGRAM,
+        description="Serve an ONNX model over HTTP with the Open Inference Protocol v2.",
+        epilog=f"{PROGRAM} bench --help tells how to measure a server.",
     )
     add = parser.add_argument
     add(
@@ -182,11 +212,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--check", action="store_true", help="load everything, say what was found, and end")
     add("--name", help="name to serve it under (default: the file's, without its suffix)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    add("--port", type=port, default=8000, help="0 takes a free one (default: %(default)s)")
+    add(
+        "--port",
+        type=port,
+        default=os.environ.get("PORT", "8000"),
+        help="0 takes a free one (default: $PORT, or 8000)",
+    )
+    add(
+        "--workers",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes that share the port, each with models, queues and threads of its own "
+        "(default: %(default)s)",
+    )
     add(
         "--threads",
         type=_threads,
-        help="threads of ONNX Runtime for one inference (default: the processors allowed)",
+        help="threads of ONNX Runtime for one inference (default: the processors allowed, shared "
+        "among the workers)",
     )
     add(
         "--concurrency",

@@ -46,6 +46,8 @@ class Settings:
     token, admin_token : str or None
         Bearer tokens that clients need, for everything but the health endpoints, and for what
         changes the server.
+    worker : int or None
+        Number of this process among the workers of a server; the metrics tell it.
     """
 
     model: Path
@@ -67,3 +69,4 @@ class Settings:
     max_pending: int = 512
     token: str | None = field(default=None, repr=False)
     admin_token: str | None = field(default=None, repr=False)
+    worker: int | None = None

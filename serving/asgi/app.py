@@ -46,7 +46,13 @@ class Application:
         The requests that the server has taken on, and the bytes of their bodies.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, tokens: Tokens | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        tokens: Tokens | None = None,
+        worker: int | None = None,
+    ) -> None:
         self.engine = engine
         self.lifecycle = Lifecycle()
         self._limits = limits
@@ -55,7 +61,7 @@ class Application:
         self._router = Router(
             [
                 *RepositoryEndpoints(engine, self.lifecycle, limits).routes(),
-                *MetricsEndpoint(engine, self.lifecycle).routes(),
+                *MetricsEndpoint(engine, self.lifecycle, worker).routes(),
                 *endpoints.routes(),
                 *AttentionEndpoint(engine, endpoints).routes(),
                 *TokenizeEndpoint(engine, endpoints, limits).routes(),
@@ -196,4 +202,5 @@ def create_app(settings: Settings) -> Application:
         settings.max_pending,
         8 * settings.max_body,
     )
-    return Application(engine, limits, Tokens(settings.token, settings.admin_token))
+    tokens = Tokens(settings.token, settings.admin_token)
+    return Application(engine, limits, tokens, settings.worker)

@@ -83,9 +83,10 @@ _TRITON: dict[str, tuple[str, Callable[[Model], float]]] = {
 class MetricsEndpoint:
     """The metrics of one application."""
 
-    def __init__(self, engine: Engine, lifecycle: Lifecycle) -> None:
+    def __init__(self, engine: Engine, lifecycle: Lifecycle, worker: int | None = None) -> None:
         self._engine = engine
         self._lifecycle = lifecycle
+        self._worker = worker
 
     def routes(self) -> list[Route]:
         """Return the route."""
@@ -102,7 +103,18 @@ class MetricsEndpoint:
         return Response(200, generate_latest(registry), {"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every metric, as a collector of prometheus-client does."""
+        """Yield every metric, as a collector of prometheus-client does.
+
+        Among workers a scrape reaches one of them. With its number as a label, the counters of two
+        are two series and not one that jumps back.
+        """
+        for metric in self._metrics():
+            if self._worker is not None:
+                for sample in metric.samples:
+                    sample.labels["worker"] = str(self._worker)
+            yield metric
+
+    def _metrics(self) -> Iterable[Metric]:
         from prometheus_client import Metric
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 

@@ -8,8 +8,9 @@
             model.onnx              version 1
             VERSION/model.onnx      a whole number from 1 on
 
-A folder with a ``model.onnx`` of its own is one model. What has another name is passed over. Names
-are looked up among those that were found, and never joined to a path.
+A folder with a ``model.onnx`` of its own is one model, and so is one of versions that is given a
+name. What is called otherwise is passed over. Names are looked up among those that were found, and
+never joined to a path.
 """
 
 from __future__ import annotations
@@ -107,7 +108,10 @@ class Repository:
             name = self.path.resolve().name if self.name is None else self.name
             return {name: ModelSource.of(self.path, name)}
         if self.name is not None:
-            raise ModelError(f"{self.path} is a folder of models; --name is for one model")
+            source = ModelSource.of(self.path, self.name)
+            if not source.versions():
+                raise ModelError(f"{self.path} is a folder of models; --name is for one model")
+            return {source.name: source}
         sources = [
             ModelSource(folder.name, folder)
             for folder in _folders(self.path)

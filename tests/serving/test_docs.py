@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyattn_serving.bench.command import _parser as bench_parser
 from pyattn_serving.cli import _parser
 
 from .process import PATIENCE, ServerProcess
@@ -57,7 +58,8 @@ def test_ready_line(server):
 def test_every_option_is_described():
     options = {
         option
-        for action in _parser()._actions
+        for parser in (_parser(), bench_parser())
+        for action in parser._actions
         for option in action.option_strings
         if option not in ("-h", "--help", "--version")
     }
