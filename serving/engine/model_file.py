@@ -105,7 +105,7 @@ def inspect(path: Path) -> ModelFile:
     except WireError as error:
         raise ModelError(f"model file {path} is not an ONNX model ({error})") from error
     for location in found.external:
-        _check_location(location, path)
+        beside(path, location)
     return ModelFile(
         path, frozenset(found.external), unranked, frozenset(found.operators), metadata
     )
@@ -176,9 +176,12 @@ def _messages(buffer: memoryview, wanted: int) -> Iterator[memoryview]:
             yield payload
 
 
-def _check_location(location: str, model: Path) -> None:
-    """Raise `ModelError` unless `location` is a regular file inside the folder of `model`."""
-    refused = f"model file {model}: external data {location[:200]!r}"
+def beside(model: Path, location: str, what: str = "external data") -> Path:
+    """Return the file at `location`; raises `ModelError` unless it is in the folder of `model`.
+
+    It must be a regular file with one hard link, named by a relative path.
+    """
+    refused = f"model file {model}: {what} {location[:200]!r}"
     if not location or "\0" in location or _IN_MEMORY in location:
         raise ModelError(f"{refused} is not a file name")
     relative = Path(location)
@@ -194,3 +197,4 @@ def _check_location(location: str, model: Path) -> None:
         raise ModelError(f"{refused} leads out of the model's folder")
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise ModelError(f"{refused} is not a regular file with one link")
+    return resolved
