@@ -15,7 +15,7 @@ from .access import Tokens
 from .admission import Admission
 from .attention import AttentionEndpoint
 from .body import Limits, discard
-from .endpoints import Endpoints
+from .endpoints import Endpoints, while_connected
 from .errors import ClientGoneError, HttpError, error_response
 from .lifecycle import Lifecycle
 from .metrics import MetricsEndpoint
@@ -23,8 +23,9 @@ from .page import page_routes
 from .repository import RepositoryEndpoints
 from .request import Request
 from .request_id import request_id
-from .responses import Response, send_body, send_start
+from .responses import EventStream, Response, send_body, send_start
 from .routing import Router
+from .text import TextEndpoints
 from .tokenize import TokenizeEndpoint
 from .types import Receive, Scope, Send
 
@@ -65,6 +66,7 @@ class Application:
                 *endpoints.routes(),
                 *AttentionEndpoint(engine, endpoints).routes(),
                 *TokenizeEndpoint(engine, endpoints, limits).routes(),
+                *TextEndpoints(engine, self.lifecycle, limits, self.admission).routes(),
                 *page_routes(),
             ],
             tokens or Tokens(),
@@ -101,16 +103,19 @@ class Application:
         if access.isEnabledFor(logging.INFO):
             _log(scope, name, status, time.perf_counter() - start)
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request) -> Response | EventStream:
         """Return the answer to a request, also when its handling fails or is cut off."""
         try:
             return await self._router(request)
         except ClientGoneError:
             raise
         except asyncio.CancelledError:
-            return error_response(UnavailableError("the server is shutting down"))
+            return error_response(
+                UnavailableError("the server is shutting down"),
+                openai=request.segments[:1] == ["v1"],
+            )
         except Exception as error:
-            response = error_response(error)
+            response = error_response(error, openai=request.segments[:1] == ["v1"])
             if response.status >= 500 and not isinstance(error, (UnavailableError, DeadlineError)):
                 logger.exception(
                     "%s %s failed",
@@ -120,7 +125,10 @@ class Application:
                 )
             return response
 
-    async def _send(self, request: Request, response: Response, send: Send) -> None:
+    async def _send(self, request: Request, response: Response | EventStream, send: Send) -> None:
+        if isinstance(response, EventStream):
+            await self._stream(request, response, send)
+            return
         unread = not request.body_read
         close = unread or self.lifecycle.draining
         await send_start(response, send, request.id, close=close)
@@ -132,6 +140,20 @@ class Application:
             await discard(request, self._limits)
             last = b""
         await send_body(request.sendable(last), send)
+
+    async def _stream(self, request: Request, response: EventStream, send: Send) -> None:
+        """Send events as they come; raises `ClientGoneError` when the client goes."""
+
+        async def send_events() -> None:
+            await send_start(response, send, request.id, close=self.lifecycle.draining)
+            async for event in response.events:
+                await send_body(event, send, more=True)
+            await send_body(b"", send)
+
+        try:
+            await while_connected(request, send_events())
+        finally:
+            response.cancel()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

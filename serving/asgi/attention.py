@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping
 
 from ..engine.engine import Engine
-from ..engine.failures import ModelError, UnsupportedError
 from ..engine.model import Model
 from ..protocol.attention import LISTS, attention_options, encode_attention
 from ..protocol.infer import InferRequest, decode_request
@@ -58,11 +57,6 @@ class AttentionEndpoint:
 
 
 def _tokens(model: Model, request: InferRequest) -> list[list[str | None]] | None:
-    """Return the tokens of the input; without a tokenizer that works the answer has none."""
+    """Return the tokens of the input; without a tokenizer the answer has none."""
     name = ids_input(model)
-    if name is None:
-        return None
-    try:
-        return tokens_of(model, request.feeds[name])
-    except (ModelError, UnsupportedError):
-        return None
+    return None if name is None else tokens_of(model, request.feeds[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ..engine.engine import Engine
 from ..engine.failures import DeadlineError, UnavailableError
@@ -28,6 +28,8 @@ from .openapi import document
 from .request import Request
 from .responses import Response, json_response
 from .routing import Route
+
+Result = TypeVar("Result")
 
 # Up to this many bytes, decoding in the event loop takes less time than a change of thread.
 INLINE_BYTES = 32 << 10
@@ -124,7 +126,7 @@ class Endpoints:
                     400, f"{LENGTH_HEADER} is {json_length}, but the body has {len(body)} bytes"
                 )
             encoding = accepted_encoding(request.listed("accept-encoding"))
-            return await _while_connected(request, work(model, body, json_length, encoding))
+            return await while_connected(request, work(model, body, json_length, encoding))
 
     async def _infer(
         self, model: Model, body: memoryview, json_length: int | None, encoding: str | None
@@ -207,7 +209,7 @@ def encoded_response(
     return Response(200, bytes(parts[0]), headers, parts[1:])
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Await `work`, and cancel it when the client closes the connection."""
     answer = asyncio.create_task(work)
     gone = asyncio.create_task(request.disconnected())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..engine.failures import (
     DeadlineError,
     InferenceError,
@@ -12,7 +14,6 @@ from ..engine.failures import (
     ServingError,
     UnavailableError,
     UnknownModelError,
-    UnsupportedError,
 )
 from .responses import Response, json_response
 
@@ -25,7 +26,13 @@ _STATUS: dict[type[ServingError], int] = {
     DeadlineError: 504,
     UnavailableError: 503,
     InferenceError: 500,
-    UnsupportedError: 501,
+}
+
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
 }
 
 
@@ -42,12 +49,24 @@ class ClientGoneError(Exception):
     """The client closed the connection; there is nobody to answer."""
 
 
-def error_response(error: Exception) -> Response:
-    """Return the answer for a failure; an error of an unforeseen type tells nothing of itself."""
+def error_response(error: Exception, *, openai: bool = False) -> Response:
+    """Return the answer for a failure; an error of an unforeseen type tells nothing of itself.
+
+    With `openai` it has the form that clients of OpenAI's API read.
+    """
+    status, message, headers = 500, "internal server error", {}
     if isinstance(error, HttpError):
-        return json_response({"error": str(error)}, error.status, error.headers)
-    if isinstance(error, ServingError):
-        status = _STATUS.get(type(error), 500)
+        status, message, headers = error.status, str(error), error.headers
+    elif isinstance(error, ServingError):
+        status, message = _STATUS.get(type(error), 500), str(error)
         headers = {"retry-after": "1"} if status in (429, 503) else {}
-        return json_response({"error": str(error)}, status, headers)
-    return json_response({"error": "internal server error"}, 500)
+    content = openai_error(error, status, message) if openai else {"error": message}
+    return json_response(content, status, headers)
+
+
+def openai_error(error: Exception, status: int, message: str) -> dict[str, Any]:
+    """Return a failure as OpenAI's API tells it."""
+    kind = "server_error" if status >= 500 else _OPENAI_TYPES.get(status, "invalid_request_error")
+    code = "model_not_found" if isinstance(error, UnknownModelError) else None
+    param = "model" if code else getattr(error, "param", None)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

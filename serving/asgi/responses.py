@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,25 @@ class Response:
         return len(self.body) + sum(map(len, self.tensors))
 
 
+@dataclass(frozen=True, slots=True)
+class EventStream:
+    """Server-sent events: parts of the body that are sent as they come.
+
+    `cancel` is called when no more of them will be sent, whether or not all were.
+    """
+
+    events: AsyncIterator[bytes]
+    cancel: Callable[[], None]
+    status: int = 200
+
+
+EVENT_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # a proxy may not collect them
+}
+
+
 def json_response(
     content: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
@@ -41,10 +60,14 @@ def json_response(
     )
 
 
-async def send_start(response: Response, send: Send, request_id: str, *, close: bool) -> None:
+async def send_start(
+    response: Response | EventStream, send: Send, request_id: str, *, close: bool
+) -> None:
     """Send status and headers; `close` says that the connection ends with this response."""
-    headers = [(name.encode(), value.encode()) for name, value in response.headers.items()]
-    headers.append((b"content-length", str(response.size).encode()))
+    given = EVENT_HEADERS if isinstance(response, EventStream) else response.headers
+    headers = [(name.encode(), value.encode()) for name, value in given.items()]
+    if isinstance(response, Response):
+        headers.append((b"content-length", str(response.size).encode()))
     headers.append((HEADER, request_id.encode()))
     if close:
         headers.append((b"connection", b"close"))

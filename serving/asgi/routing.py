@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from .access import Access, Tokens
 from .errors import HttpError
 from .request import Request
-from .responses import Response
+from .responses import EventStream, Response
 
-Endpoint = Callable[[Request, Mapping[str, str]], Awaitable[Response]]
+Endpoint = Callable[[Request, Mapping[str, str]], Awaitable[Response | EventStream]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Router:
         for route in routes:
             self._routes.setdefault(route.path.count("/"), []).append(route)
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Request) -> Response | EventStream:
         """Answer a request; raises 404 for a path that no route has, 401 and 403."""
         for route in self._routes.get(len(request.segments), ()):
             values = route.match(request.segments)

@@ -5,6 +5,7 @@ From a folder to an answer::
     repository.py   which models and versions lie in a folder, and their settings
     store.py        which of them are loaded; load, unload, swap, poll
     model.py        one version of one model: a session of ONNX Runtime and what it takes
+    tokenizer.py    what turns text into the inputs of a model and back
     queue.py        the requests that wait for one version: bounded, by priority
     scheduler.py    threads that take batches from the queues and run them
     layout.py       how requests become a batch and a batch becomes answers

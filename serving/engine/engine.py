@@ -91,6 +91,7 @@ class Engine:
         self._coders = ThreadPoolExecutor(2, thread_name_prefix="codec")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._closed = threading.Event()
+        self._at_end: list[Callable[[], None]] = []
         self.loaded = False
 
     def load(self) -> None:
@@ -256,13 +257,20 @@ class Engine:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._coders, lambda: function(*args, **kwargs))
 
+    def at_end(self, function: Callable[[], None]) -> None:
+        """Call `function` too when the running inferences are ended."""
+        self._at_end.append(function)
+
     def terminate(self) -> None:
         """Refuse new inferences and end the running ones at their next node."""
         self._scheduler.terminate()
+        for function in self._at_end:
+            function()
 
     def close(self) -> None:
         """End everything and let the threads go; they end with what they are doing."""
         self._closed.set()
+        self.terminate()
         self._scheduler.close()
         self._coders.shutdown(wait=False, cancel_futures=True)
         self._loader.shutdown(wait=False, cancel_futures=True)

@@ -12,7 +12,14 @@ class ModelError(ServingError):
 
 
 class InvalidRequestError(ServingError):
-    """The request contradicts the protocol or the model's inputs and outputs."""
+    """The request contradicts the protocol or the model's inputs and outputs.
+
+    `param` is the field at fault, where the protocol tells it apart from the message.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class UnknownModelError(ServingError):
@@ -33,10 +40,6 @@ class QueueFullError(ServingError):
 
 class DeadlineError(ServingError):
     """The request was not answered within the time that it has."""
-
-
-class UnsupportedError(ServingError):
-    """The server lacks a library for what is asked."""
 
 
 class NotAllowedError(ServingError):

@@ -18,15 +18,15 @@ from .datatypes import BY_ONNXRUNTIME, Datatype
 from .failures import InferenceError, ModelError, ServingError
 from .layout import Array as Array
 from .layout import Extent, Layout, Padded, parse
-from .model_file import ModelFile, companion, inspect
+from .model_file import ModelFile, inspect
 from .model_settings import ModelSettings
 from .queue import Queue
 from .session import ORT_ERRORS, SessionSettings, open_session, run_options, translate
 from .statistics import Statistics
+from .tokenizer import Tokenizer, find_tokenizer
 
 PLATFORM = "onnxruntime_onnx"
 BATCHING = "pyattn.batching"
-TOKENIZER = "pyattn.tokenizer"
 _ONNX_BFLOAT16 = 16
 _ATTENTION = re.compile("attention_weights_(0|[1-9][0-9]{0,5})")
 
@@ -83,6 +83,9 @@ class Model:
         How requests are batched, where the model says so.
     queue : Queue
         The requests that wait for it.
+    session : InferenceSession
+    tokenizer : Tokenizer or str
+        What turns text into its inputs, or why there is none.
 
     Raises
     ------
@@ -109,14 +112,16 @@ class Model:
         self.queue = Queue(self.settings)
         self.statistics = statistics or Statistics()
         file = inspect(path)
-        self._session, self.operators = open_session(file, session)
-        self.inputs = _specs(self._session.get_inputs(), "input", file)
-        self.outputs = _specs(self._session.get_outputs(), "output", file)
+        self.session, self.operators = open_session(file, session)
+        self.inputs = _specs(self.session.get_inputs(), "input", file)
+        self.outputs = _specs(self.session.get_outputs(), "output", file)
         self.attention = _attention(self.outputs)
-        self.tokenizer = companion(file, TOKENIZER)
         self._by_value = _needs_values(self.inputs, self.outputs, file)
         self.batching = _batching(file, self.settings)
         self.layout = self._layout(path)
+        self.tokenizer: Tokenizer | str = find_tokenizer(
+            file, self.settings, whole="past_lengths" in self.inputs
+        )
         self._warm_up(path)
 
     @property
@@ -163,7 +168,7 @@ class Model:
             if self._by_value:
                 arrays = self._run_by_value(feeds, outputs, options)
             else:
-                arrays = self._session.run(list(outputs), dict(feeds), options)
+                arrays = self.session.run(list(outputs), dict(feeds), options)
         except (*ORT_ERRORS, UnicodeDecodeError) as error:
             raise translate(error, feeds) from error
         if any(array is None for array in arrays):
@@ -175,7 +180,7 @@ class Model:
     ) -> list[Array]:
         """Run with ONNX Runtime's own values, the only way in and out for bfloat16."""
         values = {name: _to_value(array) for name, array in feeds.items()}
-        results = self._session.run_with_ort_values(list(outputs), values, options)
+        results = self.session.run_with_ort_values(list(outputs), values, options)
         return [_from_value(result) for result in results]
 
     def _layout(self, path: Path) -> Layout | None:

@@ -105,7 +105,7 @@ def inspect(path: Path) -> ModelFile:
     except WireError as error:
         raise ModelError(f"model file {path} is not an ONNX model ({error})") from error
     for location in found.external:
-        _check_location(location, path)
+        beside(path, location)
     return ModelFile(
         path, frozenset(found.external), unranked, frozenset(found.operators), metadata
     )
@@ -176,28 +176,11 @@ def _messages(buffer: memoryview, wanted: int) -> Iterator[memoryview]:
             yield payload
 
 
-def companion(file: ModelFile, key: str) -> Path | None:
-    """Return the file beside the model that its metadata names under `key`, if it is there.
+def beside(model: Path, location: str, what: str = "external data") -> Path:
+    """Return the file at `location`; raises `ModelError` unless it is in the folder of `model`.
 
-    A model file that was copied without its companion still runs, so a missing one is none. Raises
-    `ModelError` for a name that would be refused for weights.
+    It must be a regular file with one hard link, named by a relative path.
     """
-    location = file.metadata.get(key)
-    if location is None:
-        return None
-    try:
-        _check_location(location, file.path, repr(key))
-    except _MissingError:
-        return None
-    return file.path.parent / location
-
-
-class _MissingError(ModelError):
-    """A file that the model names is not there."""
-
-
-def _check_location(location: str, model: Path, what: str = "external data") -> None:
-    """Raise `ModelError` unless `location` is a regular file inside the folder of `model`."""
     refused = f"model file {model}: {what} {location[:200]!r}"
     if not location or "\0" in location or _IN_MEMORY in location:
         raise ModelError(f"{refused} is not a file name")
@@ -209,8 +192,9 @@ def _check_location(location: str, model: Path, what: str = "external data") -> 
         resolved = (folder / relative).resolve(strict=True)
         status = resolved.stat()
     except (OSError, RuntimeError):
-        raise _MissingError(f"{refused} does not exist") from None
+        raise ModelError(f"{refused} does not exist") from None
     if not resolved.is_relative_to(folder):
         raise ModelError(f"{refused} leads out of the model's folder")
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise ModelError(f"{refused} is not a regular file with one link")
+    return resolved

@@ -65,6 +65,16 @@ class ModelSettings:
     warmup : bool or sequence of mapping
         Shapes of the inputs of runs before the model is ready. True means one run with every free
         dimension 1, whose failure does not matter; False none.
+    tokenizer : str, optional
+        The tokenizer's file, beside the model's, in the place of the one that the model names.
+    max_length : int, optional
+        Most tokens of a text to embed, in the place of the tokenizer's own truncation.
+    slots : int
+        Texts that a decoder writes at the same time.
+    capacity : int
+        Most tokens of each, prompt included, where the model has as many positions.
+    end_tokens : tuple of str, optional
+        The tokens that end a text, by their spelling, in the place of the usual ones.
     """
 
     versions: VersionPolicy = VersionPolicy()
@@ -79,6 +89,11 @@ class ModelSettings:
     timeout: float | None = None
     concurrency: int | None = None
     warmup: bool | tuple[Mapping[str, tuple[int, ...]], ...] = True
+    tokenizer: str | None = None
+    max_length: int | None = None
+    slots: int = 8
+    capacity: int = 1024
+    end_tokens: tuple[str, ...] | None = None
 
     def changed(self, table: Mapping[str, Any], where: object) -> ModelSettings:
         """Return these settings with those of `table`; raises `ModelError` for a wrong one."""
@@ -140,6 +155,18 @@ def _warmup(value: Any) -> bool | tuple[Mapping[str, tuple[int, ...]], ...]:
     raise _WrongError("true, false or a list of tables from inputs to shapes")
 
 
+def _string(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise _WrongError("a string")
+    return value
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise _WrongError("a list of strings")
+    return tuple(value)
+
+
 def _table(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise _WrongError("a table")
@@ -159,6 +186,11 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "timeout": _number(0.001, 86400),
     "concurrency": _integer(1),
     "warmup": _warmup,
+    "tokenizer": _string,
+    "max_length": _integer(1),
+    "slots": _integer(1),
+    "capacity": _integer(2),
+    "end_tokens": _strings,
 }
 
 

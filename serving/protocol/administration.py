@@ -31,7 +31,7 @@ def model_config(model: Model) -> dict[str, Any]:
         "pyattn.operators": ",".join(model.operators),
         "pyattn.batching": _batching(model),
         "pyattn.attention_layers": ",".join(map(str, model.attention)) or None,
-        "pyattn.tokenizer": model.tokenizer and model.tokenizer.name,
+        "pyattn.tokenizer": getattr(model.tokenizer, "name", None),
         "max_batch": settings.max_batch,
         "preferred_batch": settings.preferred_batch,
         "max_delay": settings.max_delay,

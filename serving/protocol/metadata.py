@@ -12,6 +12,7 @@ from ..engine.model import Model, TensorSpec
 SERVER_NAME = "pyattn-serve"
 EXTENSIONS = (
     "binary_tensor_data",
+    "generate",
     "logging",
     "model_configuration",
     "model_repository",

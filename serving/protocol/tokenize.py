@@ -9,7 +9,7 @@ import numpy as np
 
 from ..engine.failures import InvalidRequestError
 from ..engine.model import Array, Model
-from ..text.tokenizer import tokenizer_of
+from ..text.encoding import tokenizer_of
 from .json_text import parse_json
 
 MAX_TEXTS = 256
@@ -23,14 +23,9 @@ def tokenize(model: Model, body: bytes) -> dict[str, Any]:
     ------
     InvalidRequestError
         The model has no tokenizer; the request has another form, or too many texts.
-    UnsupportedError, ModelError
-        As `load_tokenizer`.
     """
     texts = _texts(parse_json(body))
-    tokenizer = tokenizer_of(model)
-    if tokenizer is None:
-        raise InvalidRequestError(f"model {model.name!r} has no tokenizer")
-    encodings = tokenizer.encode_batch(texts)
+    encodings = tokenizer_of(model).encodings(texts)
     return {
         "model_name": model.name,
         "model_version": model.version,
@@ -45,11 +40,11 @@ def tokens_of(model: Model, ids: Array) -> list[list[str | None]] | None:
 
     The whole is None where the model has no tokenizer.
     """
-    tokenizer = tokenizer_of(model)
-    if tokenizer is None:
+    tokenizer = model.tokenizer
+    if isinstance(tokenizer, str):
         return None
     known = {
-        number: tokenizer.id_to_token(number) if 0 <= number <= _LARGEST_ID else None
+        number: tokenizer.token(number) if 0 <= number <= _LARGEST_ID else None
         for number in np.unique(ids).tolist()
     }
     return [[known[number] for number in row] for row in ids.tolist()]

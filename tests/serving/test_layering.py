@@ -32,7 +32,8 @@ def imports(path):
     ("part", "forbidden"),
     [
         ("", ["pyattn", "starlette", "fastapi", "onnx"]),
-        ("engine", [".protocol", ".asgi", ".settings", ".server", "uvicorn", "orjson"]),
+        ("text", [".asgi", ".settings", ".server", "uvicorn", "orjson"]),
+        ("engine", [".text", ".protocol", ".asgi", ".settings", ".server", "uvicorn", "orjson"]),
         ("protocol", [".asgi", ".settings", ".server", "uvicorn", "asyncio", "onnxruntime"]),
         ("asgi", [".server", "uvicorn", "onnxruntime"]),
     ],

@@ -10,9 +10,7 @@ import pytest
 from pyattn_serving.asgi.app import Application
 from pyattn_serving.asgi.body import Limits
 from pyattn_serving.engine.engine import Engine, ModelSource
-from pyattn_serving.engine.failures import ModelError, UnsupportedError
-from pyattn_serving.engine.model_file import companion, inspect
-from pyattn_serving.text.tokenizer import load_tokenizer, tokenizer_of
+from pyattn_serving.engine.failures import ModelError
 
 from . import models
 from .asgi_client import Client
@@ -34,9 +32,7 @@ def client(tmp_path_factory):
     tokenizer.enable_truncation(6)
     tokenizer.enable_padding(length=20)
     tokenizer.save(str(folder / "words.json"))
-    (folder / "wrong.json").write_text("{}")
     models.save(named(models.add(), "words.json"), folder / "words.onnx")
-    models.save(named(models.add(), "wrong.json"), folder / "wrong.onnx")
     models.save(named(models.add(), "gone.json"), folder / "gone.onnx")
     models.save(models.add(), folder / "none.onnx")
     engine = Engine([ModelSource.of(path) for path in sorted(folder.glob("*.onnx"))], threads=1)
@@ -101,26 +97,31 @@ def test_other_refusals(client):
     assert ask(client, {"text": "x"}, "unknown").status == 404
     assert ask(client, {"text": "x"}, headers=[("Content-Encoding", "br")]).status == 415
     assert client.get("/v2/models/words/tokenize").status == 405
-    for model in ("none", "gone"):
+    for model, why in (
+        ("none", "no tokenizer lies beside it"),
+        ("gone", "its tokenizer is missing"),
+    ):
         answer = ask(client, {"text": "x"}, model)
-        assert (answer.status, answer.error) == (400, f"model {model!r} has no tokenizer")
-    answer = ask(client, {"text": "x"}, "wrong")
-    assert answer.status == 500
-    assert answer.error == "the file wrong.json is not a tokenizer that can be read"
+        assert (answer.status, answer.error) == (400, f"model {model!r} takes no text: {why}")
 
 
-def test_the_library_is_named_where_it_is_missing(client, tmp_path, monkeypatch):
+def test_what_is_no_tokenizer_is_refused_at_load(tmp_path):
+    (tmp_path / "wrong.json").write_text("{}")
+    path = models.save(named(models.add(), "wrong.json"), tmp_path / "wrong.onnx")
+    with pytest.raises(ModelError, match=r"tokenizer 'wrong\.json'"):
+        Engine([ModelSource.of(path)]).load()
+
+
+def test_the_library_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    word_tokenizer().save(str(tmp_path / "words.json"))
+    path = models.save(named(models.add(), "words.json"), tmp_path / "words.onnx")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UnsupportedError, match=r"the extra pyattn\[text\] brings"):
-        load_tokenizer(tmp_path / "any")
-    answer = ask(client, {"text": "x"}, "wrong")
-    assert answer.status == 501
-    assert "needs the library tokenizers" in answer.error
-
-
-def test_a_tokenizer_is_read_once(client):
-    model = client.app.engine.model("words")
-    assert tokenizer_of(model) is tokenizer_of(model)
+    engine = Engine([ModelSource.of(path)], threads=1)
+    engine.load()
+    answer = ask(Client(Application(engine, Limits(4 << 20, 30.0))), {"text": "x"})
+    assert answer.status == 400
+    assert "the library tokenizers, which the extra pyattn[serve] brings" in answer.error
+    engine.close()
 
 
 @pytest.mark.parametrize("location", ["/etc/passwd", "../words.json", "a\\b", "", "link", "twice"])
@@ -132,7 +133,11 @@ def test_files_outside_are_refused(tmp_path, location):
     (folder / "first").write_text("{}")
     os.link(folder / "first", folder / "twice")
     path = models.save(named(models.add(), location), folder / "model.onnx")
-    with pytest.raises(ModelError, match=r"'pyattn\.tokenizer'"):
-        companion(inspect(path), "pyattn.tokenizer")
-    with pytest.raises(ModelError):
-        Engine([ModelSource.of(path)]).load()
+    engine = Engine([ModelSource.of(path)], threads=1)
+    if (folder / location).is_file():
+        with pytest.raises(ModelError, match="tokenizer"):
+            engine.load()
+    else:
+        engine.load()
+        assert engine.model("model").tokenizer == "its tokenizer is missing"
+        engine.close()
