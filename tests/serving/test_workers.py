@@ -53,17 +53,21 @@ def owners(server, port):
 class Client(threading.Thread):
     """Asks on and on over one connection, and another one when that is closed."""
 
-    def __init__(self, server, connection=None):
+    def __init__(self, server):
         super().__init__()
-        self.connection = connection or http.client.HTTPConnection(
-            "127.0.0.1", server.port, timeout=PATIENCE
-        )
+        self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
         self.connection.connect()
         self.local_port = self.connection.sock.getsockname()[1]
         self.ended = threading.Event()
         self.answers, self.failures = [], []
 
     def run(self):
+        try:
+            self.ask_on()
+        finally:
+            self.connection.close()
+
+    def ask_on(self):
         while not self.ended.is_set():
             try:
                 self.connection.request("POST", INFER, BODY, HEADERS)
@@ -76,7 +80,6 @@ class Client(threading.Thread):
                 self.failures.append((response.status, content))
                 return
             self.answers.append(content["outputs"][0]["data"])
-        self.connection.close()
 
 
 @pytest.fixture
