@@ -34,9 +34,9 @@ class Tokenizer:
     def __init__(
         self,
         tokenizer: tokenizers.Tokenizer,
-        name: str,
         max_length: int | None = None,
         ends: Sequence[str] = (),
+        name: str = "",
     ) -> None:
         self._tokenizer = tokenizer
         self.name = name
@@ -104,7 +104,7 @@ def find_tokenizer(file: ModelFile, settings: ModelSettings, *, whole: bool) -> 
     ends = USUAL_ENDS if settings.end_tokens is None else settings.end_tokens
     if length is not None and length <= tokenizer.num_special_tokens_to_add(False):
         raise ModelError(f"model file {file.path}: a text of {length} tokens has special ones only")
-    made = Tokenizer(tokenizer, path.name, length, ends)
+    made = Tokenizer(tokenizer, length, ends, path.name)
     if settings.end_tokens is not None and len(made.ends) != len(set(settings.end_tokens)):
         raise ModelError(f"model file {file.path}: the tokenizer lacks one of {list(ends)}")
     return made
