@@ -9,7 +9,7 @@ from pathlib import Path
 SUITES = (
     "sdpa", "sdpa-bf16", "sdpa-tiny", "sdpa-backward", "sdpa-window", "sdpa-mask", "sdpa-length",
     "additive", "additive-backward", "luong", "recurrent", "minilm", "onnx",
-    "gpt2", "translator", "serving",
+    "operators", "gpt2", "translator", "serving",
 )  # fmt: skip
 
 
