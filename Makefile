@@ -6,7 +6,7 @@ PEERS ?= .venv-peers
 PORT ?= 8000
 MODEL := build/models/minilm.onnx
 ORT_VERSIONS := 1.20.1 1.26.0
-ORT_TESTS := tests/test_ort.py tests/test_ort_hostile.py tests/test_onnx_attention.py tests/test_cases.py -k "not oracle and not gradient and not pyattn_is"
+ORT_TESTS := tests/test_ort.py tests/test_ort_rotary.py tests/test_ort_hostile.py tests/test_onnx_attention.py tests/test_cases.py -k "not oracle and not gradient and not pyattn_is"
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 

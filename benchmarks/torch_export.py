@@ -35,27 +35,27 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-@quiet()
 def dynamo(
     name: str, module: Any, inputs: Mapping[str, Any], outputs: list[str], shapes: Any
 ) -> str:
     """The exporter built on torch.export, the default; ``shapes`` are its dynamic shapes."""
-    target = path(f"{name}-dynamo.onnx")
-    import_module("torch").onnx.export(
-        module, tuple(inputs.values()), target, dynamo=True, input_names=list(inputs),
-        output_names=outputs, dynamic_shapes=shapes, verbose=False,
-    )  # fmt: skip
-    return target
+    return _export(f"{name}-dynamo", module, inputs, outputs, dynamo=True, dynamic_shapes=shapes)
 
 
-@quiet()
 def traced(
     name: str, module: Any, inputs: Mapping[str, Any], outputs: list[str], axes: Axes
 ) -> str:
     """The older exporter, built on TorchScript tracing."""
-    target = path(f"{name}-traced.onnx")
+    return _export(f"{name}-traced", module, inputs, outputs, dynamo=False, dynamic_axes=axes)
+
+
+@quiet()
+def _export(
+    name: str, module: Any, inputs: Mapping[str, Any], outputs: list[str], **how: Any
+) -> str:
+    target = path(f"{name}.onnx")
     import_module("torch").onnx.export(
-        module, tuple(inputs.values()), target, dynamo=False, input_names=list(inputs),
-        output_names=outputs, dynamic_axes=axes,
+        module, tuple(inputs.values()), target, input_names=list(inputs), output_names=outputs,
+        verbose=False, **how,
     )  # fmt: skip
     return target

@@ -66,7 +66,7 @@ class Application:
                 *endpoints.routes(),
                 *AttentionEndpoint(engine, endpoints).routes(),
                 *TokenizeEndpoint(engine, endpoints, limits).routes(),
-                *TextEndpoints(engine, self.lifecycle, limits, self.admission).routes(),
+                *TextEndpoints(engine, endpoints, limits, self.admission).routes(),
                 *page_routes(),
             ],
             tokens or Tokens(),

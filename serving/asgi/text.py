@@ -10,7 +10,6 @@ import numpy as np
 import orjson
 
 from ..engine.engine import Engine
-from ..engine.failures import UnavailableError
 from ..engine.layout import Array
 from ..engine.model import Model
 from ..protocol.json_text import parse_json
@@ -22,9 +21,8 @@ from ..text.requests import TextRequest, check_completion
 from .admission import Admission
 from .body import Limits, collect
 from .content import JSON, check_content
-from .endpoints import while_connected
+from .endpoints import INLINE_BYTES, Endpoints, while_connected
 from .errors import HttpError
-from .lifecycle import Lifecycle
 from .request import Request
 from .responses import EventStream, Response
 from .routing import Route
@@ -35,10 +33,10 @@ class TextEndpoints:
     """The endpoints, over one engine."""
 
     def __init__(
-        self, engine: Engine, lifecycle: Lifecycle, limits: Limits, admission: Admission
+        self, engine: Engine, endpoints: Endpoints, limits: Limits, admission: Admission
     ) -> None:
         self._engine = engine
-        self._lifecycle = lifecycle
+        self._endpoints = endpoints
         self._limits = limits
         self._admission = admission
         self._writers = Writers(engine)
@@ -58,7 +56,7 @@ class TextEndpoints:
 
     async def generate(self, request: Request, path: Mapping[str, str]) -> Response:
         """Answer with the text that follows another one."""
-        self._check_ready()
+        self._endpoints.check_open()
         with self._admission.hold() as hold:
             fields = await self._fields(request, hold)
             hold.begin()
@@ -66,7 +64,7 @@ class TextEndpoints:
 
     async def generate_stream(self, request: Request, path: Mapping[str, str]) -> EventStream:
         """Answer with the pieces of the text as they come."""
-        self._check_ready()
+        self._endpoints.check_open()
         with self._admission.hold() as hold:
             fields = await self._fields(request, hold)
             answer, generation = await self._begin_generate(fields, path)
@@ -76,7 +74,7 @@ class TextEndpoints:
         self, request: Request, _path: Mapping[str, str]
     ) -> Response | EventStream:
         """Answer with the texts that follow some prompts, at once or as they come."""
-        self._check_ready()
+        self._endpoints.check_open()
         with self._admission.hold() as hold:
             fields = await self._fields(request, hold)
             if not fields.flag("stream"):
@@ -121,7 +119,7 @@ class TextEndpoints:
 
     async def embeddings(self, request: Request, _path: Mapping[str, str]) -> Response:
         """Answer with the vectors of texts."""
-        self._check_ready()
+        self._endpoints.check_open()
         with self._admission.hold() as hold:
             fields = await self._fields(request, hold)
             hold.begin()
@@ -144,15 +142,9 @@ class TextEndpoints:
         if content.json_length is not None:
             raise HttpError(400, "tensors in binary have no place in a request for text")
         body = await collect(request, self._limits, None, content.encoding, hold)
-        if len(body) > 1 << 15:
+        if len(body) > INLINE_BYTES:
             return Fields(await self._engine.offload(parse_json, bytes(body)))
         return Fields(parse_json(bytes(body)))
-
-    def _check_ready(self) -> None:
-        if self._lifecycle.draining:
-            raise UnavailableError("the server is shutting down")
-        if not self._engine.loaded:
-            raise UnavailableError("the model is still being loaded")
 
 
 def _vectors(model: Model, vectors: list[Array], tokens: int, as_text: bool) -> Response:

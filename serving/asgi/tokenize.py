@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 
 from ..engine.engine import Engine
-from ..engine.failures import InferenceError, ModelError
 from ..protocol.tokenize import tokenize
 from .body import Limits, collect
 from .content import check_content
@@ -39,7 +38,4 @@ class TokenizeEndpoint:
         model = self._endpoints.model_of(path)
         encoding = check_content(request).encoding
         body = await collect(request, self._limits, encoding=encoding)
-        try:
-            return json_response(await self._engine.offload(tokenize, model, bytes(body)))
-        except ModelError as error:  # not the client's fault, unlike a model that it asks to load
-            raise InferenceError(str(error)) from None
+        return json_response(await self._engine.offload(tokenize, model, bytes(body)))

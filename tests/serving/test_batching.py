@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyattn_serving.engine.engine import Engine, ModelSource
-from pyattn_serving.engine.failures import InferenceError, InvalidRequestError, ModelError
-from pyattn_serving.engine.layout import Packed, Padded, parse
+from pyattn_serving.engine.failures import InferenceError, InvalidRequestError
+from pyattn_serving.engine.layout import Packed, Padded
 from pyattn_serving.engine.model_settings import ModelSettings
 
 from . import models
@@ -357,61 +357,3 @@ def test_mask_may_be_left_out_through_http(folder):
     answer = client.infer("padded", {"inputs": [tensor("mask", "INT64", (1, 3), [1, 1, 1])]})
     assert (answer.status, answer.error) == (400, "missing input 'ids'")
     engine.close()
-
-
-def with_pad(pad):
-    return {
-        **models.PADDED,
-        "inputs": {**models.PADDED["inputs"], "ids": {"batch": 0, "sequence": 1, "pad": pad}},
-    }
-
-
-@pytest.mark.parametrize(
-    ("table", "problem"),
-    [
-        ("[", "is not JSON"),
-        ("[]", "must be a table"),
-        ({**models.PADDED, "kind": "other"}, "'kind' must be"),
-        ({**models.PADDED, "more": 1}, "unknown entry 'more'"),
-        ({**models.PADDED, "inputs": []}, "'inputs' must be a table"),
-        ({**models.PADDED, "inputs": {"ids": {"batch": 0}}, "mask": None}, "'mask' is not des"),
-        ({**models.PADDED, "mask": "none"}, "the mask 'none' must be an input"),
-        ({**models.PADDED, "offsets": "ids"}, "'offsets' does not belong"),
-        ({**models.PADDED, "outputs": {"none": {"batch": 0}}}, "no output 'none'"),
-        ({**models.PADDED, "outputs": {"total": {}}}, "'batch' must be an axis"),
-        ({**models.PADDED, "outputs": {"total": {"batch": True}}}, "'batch' must be an axis"),
-        ({**models.PADDED, "outputs": {"total": {"batch": 0, "sequence": 0}}}, "one axis twice"),
-        ({**models.PADDED, "outputs": {"total": 1}}, "must be a table; got 1"),
-        (with_pad("x"), "'ids' of INT64 cannot be filled up with 'x'"),
-        (with_pad(0.5), "cannot be filled up with 0.5"),
-        (with_pad(1 << 64), "cannot be filled up with 18446744073709551616"),
-        ({**models.PADDED, "outputs": {"total": {"batch": 0, "pad": None}}}, "'pad' must be"),
-        (
-            {**models.PADDED, "inputs": {n: {"batch": 0} for n in INPUTS}},
-            "must be an input with a 'sequence'",
-        ),
-    ],
-)
-def test_wrong_tables_are_refused(tmp_path, table, problem):
-    path = models.save(models.table_sum(table), tmp_path / "model.onnx")
-    engine = Engine([ModelSource.of(path)])
-    with pytest.raises(ModelError, match=r"model file .*model\.onnx: ") as caught:
-        engine.load()
-    assert problem in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("table", "problem"),
-    [
-        ({**models.PACKED, "offsets": None}, "'offsets' must name an input"),
-        ({**models.PACKED, "offsets": "ids"}, "'offsets' must name an input"),
-        ({**models.PACKED, "mask": "ids"}, "'mask' does not belong"),
-        ({**models.PACKED, "outputs": {"total": {"axis": 0}}}, "'per' must be"),
-        ({**models.PACKED, "inputs": {"ids": {"axis": -1}}}, "'axis' must be an axis"),
-        ({**models.PACKED, "inputs": {}}, "'ids' is not described"),
-    ],
-)
-def test_wrong_packed_tables_are_refused(table, problem):
-    with pytest.raises(ModelError) as caught:
-        parse(table, ("ids", "offsets"), OUTPUTS)
-    assert problem in str(caught.value)

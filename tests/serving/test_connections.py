@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import http.client
 import json
 import resource
@@ -433,48 +432,3 @@ def test_ten_thousand_connections(model_folder):
         for connection in connections:
             connection.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_bomb(server):
-    bomb = gzip.compress(bytes(200 << 20), 9)
-    server.infer("vector", VECTOR)
-    before = server.resident_memory()
-    status, _, content = server.request(
-        "POST", "/v2/models/vector/infer", bomb, {"Content-Encoding": "gzip"}
-    )
-    assert (status, "error" in content) == (413, True)
-    assert server.resident_memory() - before < 100 << 20
-
-
-@pytest.mark.parametrize("depth", [100, 101, 1_000_000])
-def test_deep_json(server, depth):
-    status, _, content = server.request(
-        "POST", "/v2/models/vector/infer", b"[" * depth + b"]" * depth
-    )
-    assert (status, "error" in content) == (400, True)
-
-
-@pytest.mark.parametrize("shape", [[2**63], [2**62, 4], [2**31, 2**31, 2], [-1], [2**64]])
-def test_overflowing_shapes(server, shape):
-    request = {"inputs": [tensor("x", "FP32", shape, [1, 2])]}
-    status, _, content = server.infer("vector", request)
-    assert (status, "error" in content) == (400, True)
-
-
-def test_memory_of_large_json(server):
-    """The numbers of a request in JSON take the memory of their tensor."""
-    pytest.importorskip("pyattn_serving._json", reason="the extension was not built")
-    values = np.random.default_rng(0).standard_normal(1_500_000).astype(np.float32)
-    body = {"inputs": [tensor("x", "FP32", values.shape, values)]}
-    body["parameters"] = {"binary_data_output": True}
-    text = json.dumps(body).encode()
-    assert len(text) > 30_000_000
-    server.infer("vector", VECTOR)
-    before = server.resident_memory()
-    status, _, content = server.request(
-        "POST", "/v2/models/vector/infer", text, {"Content-Type": "application/json"}
-    )
-    assert status == 200
-    assert content[-values.nbytes :] == values.tobytes()
-    peak = server.peak_memory()
-    assert peak - before < 4 * len(text)
