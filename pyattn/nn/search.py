@@ -29,6 +29,7 @@ from pyattn.ops import (
     where,
 )
 from pyattn.ops import sum as reduce_sum
+from pyattn.ops.loop import filled, leaves
 from pyattn.tensor import Value, rank_of
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -148,7 +149,11 @@ def beam_search(
 
 def repeat_entries(value: Any, beams: int) -> Any:
     """Return every array ``(B, ...)`` of a structure with each entry repeated: ``(B * K, ...)``."""
-    return _rows(value, None, beams)
+    arrays = leaves(value)
+    if not arrays:
+        return value
+    entries = expand_dims(arange_like(arrays[0], 0), 1) + np.zeros((1, beams), np.int64)
+    return _rows(value, reshape(entries, (-1,)))
 
 
 def _require(name: str, logits: Value, end: int, steps: int) -> None:
@@ -161,17 +166,9 @@ def _require(name: str, logits: Value, end: int, steps: int) -> None:
         raise ValueError(f"{name}: steps must be positive; got {steps}")
 
 
-def _rows(value: Any, rows: Any, beams: int = 1) -> Any:
-    """Return the rows of every array in a structure of tuples; without ``rows``, each repeated."""
-    if value is None:
-        return None
-    if isinstance(value, tuple):
-        made = [_rows(item, rows, beams) for item in value]
-        return getattr(value, "_make", tuple)(made)
-    if rows is None:
-        entries = expand_dims(arange_like(value, 0), 1) + np.zeros((1, beams), np.int64)
-        rows = reshape(entries, (-1,))
-    return take(value, rows)
+def _rows(value: Any, rows: Value) -> Any:
+    """Return the rows of every array in a structure of tuples."""
+    return filled(value, (take(x, rows) for x in leaves(value)))
 
 
 def _best(logits: Value, scores: Value, ended: Value, end: int, beams: int) -> tuple[Any, Any, Any]:

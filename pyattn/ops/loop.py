@@ -134,21 +134,21 @@ def loop(step: Step, state: Any, steps: int | Value, *, dim: str | None = None) 
     ([8.0, 16.0], [[1.0, 2.0, 4.0], [2.0, 4.0, 8.0]])
     """
     limit = _limit(steps)
-    initial = _leaves(state)
+    initial = leaves(state)
     if _traced([limit, *initial]):
         return _trace(step, state, limit, dim)
     collected: list[list[Any]] = []
     outputs: Any = ()
     for _ in range(int(limit if isinstance(limit, np.ndarray) else limit.numpy())):
         after, outputs, done = _call(step, state)
-        if _traced([*_leaves(after), *_leaves(outputs), done]):
+        if _traced([*leaves(after), *leaves(outputs), done]):
             return _trace(step, state, limit, dim)  # traced Tensors came from outside the state
         state = after
-        collected.append(_leaves(outputs))
+        collected.append(leaves(outputs))
         if done is not None and bool(done):
             break
     stacked = [stack(values, 1) for values in zip(*collected, strict=True)]
-    return state, _filled(outputs, iter(stacked))
+    return state, filled(outputs, iter(stacked))
 
 
 def _limit(steps: Any) -> Value:
@@ -174,13 +174,13 @@ def _call(step: Step, state: Any) -> tuple[Any, Any, Any]:
             f"{type(result).__name__}" + (f" of {len(result)}" if isinstance(result, tuple) else "")
         )
     after, outputs, done = (*result, None)[:3]
-    before, found = ([spec_of(_native(x)) for x in _leaves(part)] for part in (state, after))
+    before, found = ([spec_of(_native(x)) for x in leaves(part)] for part in (state, after))
     if before != found:
         raise ValueError(
             f"loop: the state must keep its shapes and dtypes; got {', '.join(map(str, found))} "
             f"for {', '.join(map(str, before))}"
         )
-    for output in _leaves(outputs):
+    for output in leaves(outputs):
         spec = spec_of(_native(output))
         if spec is not None and spec.ndim == 0:
             raise ValueError(f"loop: outputs must be (B, ...) to be stacked; got {spec}")
@@ -193,22 +193,22 @@ def _call(step: Step, state: Any) -> tuple[Any, Any, Any]:
 
 def _trace(step: Step, state: Any, limit: Value, dim: str | None) -> tuple[Any, Any]:
     """Record one step, and the loop as one node."""
-    initial = _leaves(state)
+    initial = leaves(state)
     specs = [x.spec if isinstance(x, Tensor) else Spec(x.shape, x.dtype) for x in initial]
     symbols = [Tensor.symbolic(spec.shape, spec.dtype) for spec in specs]
-    after, outputs, done = _call(step, _filled(state, iter(symbols)))
+    after, outputs, done = _call(step, filled(state, iter(symbols)))
     known = limit.value if isinstance(limit, Tensor) else limit
     size = Dim("steps", object()) if dim is None else Dim(dim)
     body = Body(
         tuple(symbols),
-        tuple(map(_tensor, _leaves(after))),
-        tuple(map(_tensor, _leaves(outputs))),
+        tuple(map(_tensor, leaves(after))),
+        tuple(map(_tensor, leaves(outputs))),
         _tensor(np.array(True) if done is None else logical_not(done)),
         int(known) if done is None and known is not None else size,
     )
     results = apply(_LOOP, limit, *initial, *body.outer(), body=body)
     last, stacked = results[: len(initial)], results[len(initial) :]
-    return _filled(after, iter(last)), _filled(outputs, iter(stacked))
+    return filled(after, iter(last)), filled(outputs, iter(stacked))
 
 
 def _native(value: Any) -> Any:
@@ -224,16 +224,16 @@ def _traced(values: Sequence[Any]) -> bool:
     return any(isinstance(x, Tensor) and x.value is None for x in values)
 
 
-def _leaves(value: Any) -> list[Any]:
+def leaves(value: Any) -> list[Any]:
     """Return what a structure of tuples holds, from left to right; None holds nothing."""
     if isinstance(value, tuple):
-        return [leaf for item in value for leaf in _leaves(item)]
+        return [leaf for item in value for leaf in leaves(item)]
     return [] if value is None else [value]
 
 
-def _filled(value: Any, leaves: Iterator[Any]) -> Any:
+def filled(value: Any, others: Iterator[Any]) -> Any:
     """Return the same structure around other leaves."""
     if isinstance(value, tuple):
         make = getattr(value, "_make", tuple)
-        return make([_filled(item, leaves) for item in value])
-    return None if value is None else next(leaves)
+        return make([filled(item, others) for item in value])
+    return None if value is None else next(others)
