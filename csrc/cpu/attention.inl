@@ -11,7 +11,11 @@
 //   first-level cache at D = E = 64. Nothing of size T x S.
 // A row with no allowed key keeps m = -inf and l = 0; m' is replaced by 0 in the exponents, so that
 //   nothing is NaN, and out and weights are 0.
-// Blocks of a few queries (decoding) keep them as rows instead: few_rows.inl.
+// Blocks of a few queries (decoding) keep them as rows instead (few_rows.inl), and go through all
+//   keys of a part before its values: memory sets their pace, and it is read up to a fifth faster
+//   in runs of 128 KiB than in runs of 16. Measured on Zen 5, 2 threads, against the rate of
+//   reading: 1 query of 64 numbers 0.80 tile by tile, 0.86 so; 4 queries of 128 that share their
+//   keys 0.81 and 0.87. Rows are asked for in the order of memory, 8 KiB ahead: 0.5 if not.
 // Tried on Zen 5, AVX-512, one thread: 2 x 12 accumulators instead of 4 x 6, 3 to 5 % slower.
 #pragma once
 
@@ -56,6 +60,7 @@ class Block : private ScoreBlock<V, X, Score> {
   using Base::group_;
   using Base::p_;
   using Base::queries_;
+  using Base::score_;
   using Base::w_;
   using Base::without_gaps;
 
@@ -68,7 +73,7 @@ class Block : private ScoreBlock<V, X, Score> {
       const std::int64_t next = (first / kPartKeys + 1) * kPartKeys;
       const std::int64_t end = next < block_.key_end ? next : block_.key_end;
       clear_state<V>(w_.part, queries_.count, columns_, by_rows_);
-      for_each_tile(first, end, [&](Tile<X>& tile) { add_tile_of_keys(tile); });
+      add_part(first, end);
       if (block_.part != nullptr) {
         save_part();
       } else if (whole) {
@@ -92,23 +97,85 @@ class Block : private ScoreBlock<V, X, Score> {
                   [&](int lane) { return to + 2 * kBlockRows + lane * columns_; });
   }
 
-  // Few queries read each row once: here the rows of the next tile are wanted, in the order of
-  // memory. Many read them from the cache, where only the first block of queries finds them
-  // missing: what comes next is wanted, whichever that is.
+  // What is wanted while few queries read the tile at `first`, of rows up to `end` of `view`: the
+  // rows that lie rows_ahead behind it, with those of `after` from `begin` on behind the last one.
+  Ahead<X> following(const View<const X, 4>& view, std::int64_t first, std::int64_t end,
+                     const View<const X, 4>& after, std::int64_t begin) const {
+    const std::int64_t from = first + rows_ahead(view);
+    const std::int64_t to = from + kTileKeys;
+    Ahead<X> rows(p_, view, block_.batch, group_, from, to < end ? to : end);
+    const std::int64_t limit = begin + to - end;
+    rows.then(after, from < end ? begin : begin + from - end,
+              limit < block_.key_end ? limit : block_.key_end);
+    return rows;
+  }
+
+  void add_part(std::int64_t begin, std::int64_t end) {
+    if constexpr (Base::kHasRows) {
+      if (by_rows_) return add_part_by_rows(begin, end);
+    }
+    for_each_tile(begin, end, [&](Tile<X>& tile) { add_tile_of_keys(tile); });
+  }
+
+  // All keys, then all values. Tiles whose scores must be masked or changed do not wait.
+  void add_part_by_rows(std::int64_t begin, std::int64_t end) {
+    const int stride = few_stride<V>(queries_.count);
+    const int room = kBlockRows / stride < kPartTiles ? kBlockRows / stride : kPartTiles;
+    int waiting = 0;
+    const auto add_waiting = [&] {
+      for (int i = 0; i < waiting; ++i) add_values(i, stride, end);
+      waiting = 0;
+    };
+    for (std::int64_t first = begin; first < end; first += kTileKeys) {
+      Tile<X>& tile = tiles_[waiting];
+      if (!Base::load(first, end, tile)) continue;
+      if (without_gaps(tile)) {
+        weigh_keys(waiting, stride, begin, end);
+        if (++waiting == room) add_waiting();
+      } else {
+        add_waiting();
+        add_tile_of_keys(tile);
+      }
+    }
+    add_waiting();
+  }
+
+  void weigh_keys(int i, int stride, std::int64_t begin, std::int64_t end) {
+    const Tile<X>& tile = tiles_[i];
+    const Strip<V> strip{0, queries_.count, tile.count};
+    T* scores = w_.scores + i * kTileKeys * stride;
+    Ahead<X> next = following(p_.key, tile.first, end, p_.value, begin);
+    score_.template strip<1>(tile, strip, stride, next, scores);
+    with_few_stride<V>(stride, [&](auto lanes) {
+      softmax_few<V, decltype(lanes)::value>(tile.count, scores, w_.part.max, w_.part.sum,
+                                             scales_[i]);
+    });
+  }
+
+  void add_values(int i, int stride, std::int64_t end) {
+    Tile<X>& tile = tiles_[i];
+    const Strip<V> strip{0, queries_.count, tile.count};
+    const T* scores = w_.scores + i * kTileKeys * stride;
+    Ahead<X> next = following(p_.value, tile.first, end, p_.key, end);
+    values_.load(p_, queries_, group_, w_, true, tile);
+    values_.template add_rows<1>(tile, strip, scores, stride, scales_[i], next, w_.part.out);
+  }
+
+  // Many queries read rows from the cache, where only the first block of them finds them missing:
+  // what comes next is wanted, whichever that is.
   void add_tile_of_keys(Tile<X>& tile) {
     if (p_.dropout.on) load_dropout(queries_, tile, kept_);
     Ahead<X> first = by_rows_ ? ahead(p_.key, tile.first + rows_ahead(p_.key), kTileKeys)
                               : ahead(p_.value, tile.first, kTileKeys);
     Ahead<X> second = by_rows_ ? ahead(p_.value, tile.first + rows_ahead(p_.value), kTileKeys)
                                : ahead(p_.key, tile.first + kTileKeys, kTileKeys);
-    const int stride = without_gaps(tile) ? few_stride<V>(queries_.count) : kPanel<V>;
     bool loaded = false;
     for_each_strip<V>(tile, queries_.count, [&](auto vecs, const Strip<V>& strip) {
       constexpr int kVecs = decltype(vecs)::value;
-      T* scores = weigh_strip<kVecs>(tile, strip, stride, first);
+      T* scores = weigh_strip<kVecs>(tile, strip, first);
       // Not before the scores: by now the rows that were asked for are here.
       if (!loaded) values_.load(p_, queries_, group_, w_, by_rows_, tile);
-      add_strip<kVecs>(tile, strip, stride, second, scores);
+      add_strip<kVecs>(tile, strip, second, scores);
       first = second = {};  // once per tile is enough
       loaded = true;
     });
@@ -116,29 +183,22 @@ class Block : private ScoreBlock<V, X, Score> {
 
   // The numerators of a strip; updates m and l.
   template <int NV>
-  T* weigh_strip(const Tile<X>& tile, const Strip<V>& strip, int stride, Ahead<X>& next) {
+  T* weigh_strip(const Tile<X>& tile, const Strip<V>& strip, Ahead<X>& next) {
     const int lane = strip.lane;
     const State<T>& state = w_.part;
-    T* scores = Base::template masked_scores<NV>(tile, strip, stride, next);
-    if (stride != kPanel<V>) {
-      with_few_stride<V>(stride, [&](auto lanes) {
-        softmax_few<V, decltype(lanes)::value>(strip.keys, scores, state.max, state.sum, w_.scale);
-      });
-      return scores;
-    }
+    T* scores = Base::template masked_scores<NV>(tile, strip, next);
     softmax_step<V, NV>(strip.keys, scores, state.max + lane, state.sum + lane, w_.scale + lane);
     if (p_.dropout.on) drop_numerators<V, NV>(kept_, lane, strip.keys, scores);
     return scores;
   }
 
   template <int NV>
-  void add_strip(const Tile<X>& tile, const Strip<V>& strip, int stride, Ahead<X>& next,
-                 const T* scores) {
+  void add_strip(const Tile<X>& tile, const Strip<V>& strip, Ahead<X>& next, const T* scores) {
     const int lane = strip.lane;
     const State<T>& state = w_.part;
     if constexpr (Base::kHasRows) {
       if (by_rows_) {
-        values_.template add_rows<NV>(tile, strip, scores, stride, w_.scale, next, state.out);
+        values_.template add_rows<NV>(tile, strip, scores, kPanel<V>, w_.scale, next, state.out);
         return;
       }
     }
@@ -171,7 +231,7 @@ class Block : private ScoreBlock<V, X, Score> {
   void use_strip(const Tile<X>& tile, const Strip<V>& strip) {
     const int lane = strip.lane;
     Ahead<X> nothing;
-    T* scores = Base::template masked_scores<NV>(tile, strip, kPanel<V>, nothing);
+    T* scores = Base::template masked_scores<NV>(tile, strip, nothing);
     if (p_.scores.data != nullptr) {
       // The weights are not wanted in the same call.
       store_tile<V>(queries_, p_.scores, strip, tile, -static_cast<T>(HUGE_VAL), scores);
@@ -183,7 +243,11 @@ class Block : private ScoreBlock<V, X, Score> {
     if (p_.weights.data != nullptr) store_tile<V>(queries_, p_.weights, strip, tile, T(0), scores);
   }
 
+  static constexpr int kPartTiles = static_cast<int>(kPartKeys / kTileKeys);
+
   Values values_;
+  Tile<X> tiles_[kPartTiles];  // of few queries: their values are still to be added
+  T scales_[kPartTiles][V::kLanes];
   std::uint64_t kept_[kTileKeys];
 };
 

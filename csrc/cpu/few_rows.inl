@@ -4,11 +4,9 @@
 // bits in a block of one as in a block of 64.
 //
 // Scores are written as sums[key * stride + query]. A stride of kPanel is that of panels;
-// few_stride leaves no gaps, so that one register holds the scores of several keys. Measured on Zen
-// 5, 4 queries that share a cache of 4096 keys of 128 floats, 2 threads, against the rate at which
-// they read memory: 0.51 with rows asked for a tile at a time, 0.76 a line at a time in the order
-// of use, 0.82 in the order of memory, 0.87 so and 8 KiB ahead. Eight columns of 32 keys at once
-// instead of sixteen of 16: 1.2 times as fast in the cache.
+// few_stride leaves no gaps, so that one register holds the scores of several keys. What memory
+// asks of them is said in attention.inl. Eight columns of 32 keys at once instead of sixteen of 16:
+// 1.2 times as fast in the cache.
 #pragma once
 
 #include "cpu/matrix.inl"
@@ -105,8 +103,8 @@ PYATTN_INLINE std::int64_t add_columns_of_two(const U* queries, std::int64_t dep
   std::int64_t d = 0;
   for (; d + kHalf <= depth; d += kHalf) {
     V column[L];
-    V::load_columns(row, d, column);
     ahead.touch(L * L * static_cast<std::int64_t>(sizeof(X)) / 64);
+    V::load_columns(row, d, column);
     PYATTN_UNROLL
     for (int c = 0; c < kHalf; ++c) {
       PYATTN_UNROLL

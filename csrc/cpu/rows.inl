@@ -67,6 +67,14 @@ class Ahead {
     if (view.stride[3] != 1 || view.shape[3] == 0) next_ = end;
   }
 
+  // Rows first .. end - 1 of `view` come after these.
+  void then(const View<const X, 4>& view, std::int64_t first, std::int64_t end) {
+    if (view.stride[3] != 1 || view.shape[3] == 0) return;
+    after_ = &view;
+    after_first_ = first;
+    after_end_ = end;
+  }
+
   // Cache lines of `rows` rows.
   std::int64_t lines(std::int64_t rows) const {
     return view_ == nullptr ? 0 : (rows * view_->shape[3] + kLine - 1) / kLine;
@@ -95,7 +103,12 @@ class Ahead {
   // The next numbers beside each other: the rest of a page, or all rows, if there is no gap
   // between rows, otherwise one row.
   bool next_run() {
-    if (next_ >= end_) return false;
+    if (next_ >= end_) {
+      if (after_first_ >= after_end_) return false;
+      view_ = after_;
+      next_ = after_first_;
+      end_ = after_first_ = after_end_;
+    }
     std::int64_t rows = end_ - next_;
     if (p_->pages.table != nullptr) {
       const std::int64_t page = p_->pages.size - next_ % p_->pages.size;
@@ -114,6 +127,9 @@ class Ahead {
   std::int64_t head_ = 0;
   std::int64_t next_ = 0;  // row
   std::int64_t end_ = 0;
+  const View<const X, 4>* after_ = nullptr;
+  std::int64_t after_first_ = 0;
+  std::int64_t after_end_ = 0;
   const X* at_ = nullptr;
   std::int64_t left_ = 0;  // numbers from at_ on
 };

@@ -68,25 +68,29 @@ class ScoreBlock {
   void for_each_tile(std::int64_t begin, std::int64_t end, Body&& body) {
     Tile<X> tile;
     for (std::int64_t first = begin; first < end; first += kTileKeys) {
-      const int width = end - first < kTileKeys ? static_cast<int>(end - first) : kTileKeys;
-      load_tile<V>(p_, queries_, group_, first, width, w_.bias, tile);
-      if (tile.count == 0) continue;
-      if (p_.turn.keys) turn_keys<V>(p_, tile, w_);
-      score_.begin(tile);
-      for (int lane = 0; p_.slopes != nullptr && lane < queries_.count; ++lane) {
-        w_.relative[lane] = static_cast<T>(queries_.position[lane] - first);
-      }
-      body(tile);
+      if (load(first, end, tile)) body(tile);
     }
+  }
+
+  // The next keys of first .. end - 1; false if nobody may attend to any of them.
+  bool load(std::int64_t first, std::int64_t end, Tile<X>& tile) {
+    const int width = end - first < kTileKeys ? static_cast<int>(end - first) : kTileKeys;
+    load_tile<V>(p_, queries_, group_, first, width, w_.bias, tile);
+    if (tile.count == 0) return false;
+    if (p_.turn.keys) turn_keys<V>(p_, tile, w_);
+    score_.begin(tile);
+    for (int lane = 0; p_.slopes != nullptr && lane < queries_.count; ++lane) {
+      w_.relative[lane] = static_cast<T>(queries_.position[lane] - first);
+    }
+    return true;
   }
 
   // The scores of a strip, in its part of w.scores.
   template <int NV>
-  T* masked_scores(const Tile<X>& tile, const Strip<V>& strip, int stride, Ahead<X>& ahead) {
+  T* masked_scores(const Tile<X>& tile, const Strip<V>& strip, Ahead<X>& ahead) {
     const std::int64_t at = panel_offset<V>(strip.lane, kTileKeys);
     T* scores = w_.scores + at;
-    score_.template strip<NV>(tile, strip, stride, ahead, scores);
-    if (stride != kPanel<V>) return scores;
+    score_.template strip<NV>(tile, strip, kPanel<V>, ahead, scores);
     if (p_.softcap != T(0)) cap_scores<V, NV>(strip.keys, p_.softcap, scores);
     if (p_.slopes != nullptr) {
       slope_scores<V, NV>(tile.index, strip.keys, w_.slope + strip.lane, w_.relative + strip.lane,

@@ -129,7 +129,7 @@ void softmax_few(int keys, typename V::Scalar* scores, typename V::Scalar* max,
   using T = typename V::Scalar;
   constexpr int L = V::kLanes;
   const V masked = V::broadcast(-static_cast<T>(HUGE_VAL));
-  masked.store(scores + keys * R);  // the rest of the last register
+  if (keys * R % L != 0) masked.store(scores + keys * R);  // the rest of the last register
   V top = masked;
   for (int i = 0; i < keys * R; i += L) top = V::max(V::load(scores + i), top);
   T lane[L];

@@ -123,14 +123,18 @@ void rows_alone(const Problem<X>& problem) {
 }
 
 // With something of everything; with nothing but the softmax, also at sizes of which the kernels
-// take several registers at once; with a bias alone.
+// take several registers at once; with a bias alone; with tiles that few queries go through in
+// two ways, because some of their pairs are masked.
 template <class X>
 void rows_alone() {
   const Shape odd{.heads = 6, .groups = 2, .rows = 70, .keys = 580, .depth = 21, .columns = 13};
   const Shape even{.heads = 6, .groups = 2, .rows = 70, .keys = 601, .depth = 40, .columns = 96};
   rows_alone(rich_problem<X>(odd, 6));
   std::mt19937 random(10);
-  for (const Variant& variant : {Variant{}, kCausal, Variant{.mask = MaskUse::additive}}) {
+  const Variant window{.left = 200, .right = 100, .starts = true};
+  for (const Variant& variant :
+       {Variant{}, kCausal, Variant{.mask = MaskUse::additive}, Variant{.mask = MaskUse::boolean},
+        Variant{.mask = MaskUse::keys_only}, window}) {
     rows_alone(Problem<X>(Mechanism::sdpa, odd, variant, random));
     rows_alone(Problem<X>(Mechanism::sdpa, even, variant, random));
   }
