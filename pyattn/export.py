@@ -100,7 +100,9 @@ def export(
         None they do if one file, which ONNX bounds at 2 GiB, does not hold them.
     attention_outputs:
         Whether the attention weights of each layer are outputs too: ``attention_weights_0``, ...;
-        of a layer within a loop those of all steps, with the axis of steps in front.
+        of a layer within a loop those of all steps, with the axis of steps in front. The input
+        ``attention_wanted``, true unless it is given, turns them off: they are empty then and cost
+        nothing. Weights of a loop, and those that a model written out has anyway, have no switch.
     verify:
         Whether to run the result in ONNX Runtime, at three choices of the dynamic sizes other than
         the example's, and compare it with the model run on arrays; for weights of 16 bits with the
@@ -230,6 +232,7 @@ def _describe(
         "weights": weights,
         "dimensions": json.dumps(sizes),
         "remarks": json.dumps(shared.remarks) if shared.remarks else None,
+        "attention": shared.switch,
         "batching": json.dumps(how) if (how := batching(given, outputs)) else None,
     }
     for key, value in entries.items():
@@ -251,7 +254,7 @@ def _trace(
     model: Callable[..., Any], given: Mapping[str, Input], shared: Shared, half: Any
 ) -> tuple[onnx.ModelProto, dict[str, Array], dict[str, Spec]]:
     """Call the model on symbolic Tensors; return what that recorded, its weights, its outputs."""
-    from onnx import ModelProto, helper
+    from onnx import ModelProto, TensorProto, helper
 
     symbols = {
         name: Tensor.symbolic(i.shape, i.example.dtype, name=name) for name, i in given.items()
@@ -273,6 +276,9 @@ def _trace(
     nodes, arrays = graph.nodes, graph.initializers()
     if half is not None:
         nodes, arrays = narrowed(nodes, arrays, half)
+    if shared.switch is not None:
+        # An input with a value of its own: it need not be given.
+        given_info.append(helper.make_tensor_value_info(shared.switch, TensorProto.BOOL, []))
     opsets = [helper.make_opsetid("", shared.opset)]
     if shared.functions:
         opsets.append(helper.make_opsetid(DOMAIN, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ def batching(given: Mapping[str, Input], outputs: Mapping[str, Spec]) -> dict[st
     """Return how requests are put together, as ``docs/onnx.md`` lists it; None where it is open.
 
     It is open where a dynamic dimension is neither that of the entries nor that of their
-    sequences, or where the sequences lie along two axes of one output.
+    sequences.
     """
     if any(i.offsets_of is not None for i in given.values()):
         return _packed(given, outputs)
@@ -46,14 +46,19 @@ def _axes(
 ) -> dict[str, Any] | None:
     """Return which axes are those of the entries and of the sequences."""
     known = [name for name in dims if name is not None]
-    if known.count(batch or "") != 1 or known.count(sequence or "") > 1:
+    if known.count(batch or "") != 1 or set(known) - {batch, sequence}:
         return None
-    if set(known) - {batch, sequence}:
-        return None
+    found = [axis for axis, name in enumerate(dims) if name is not None and name == sequence]
+    # Weights of attention have two: the queries and the keys.
     return {
         "batch": dims.index(batch),
-        "sequence": dims.index(sequence) if sequence in known else None,
+        "sequence": found if len(found) > 1 else found[0] if found else None,
     }
+
+
+def _listed(sequence: int | list[int] | None) -> list[int]:
+    """Return the axes of the sequences."""
+    return sequence if isinstance(sequence, list) else [] if sequence is None else [sequence]
 
 
 def _names(spec: Spec) -> tuple[str | None, ...]:
@@ -109,15 +114,14 @@ def trial(
         alone.append({n: a.take([row], how["inputs"][n]["batch"]) for n, a in arrays.items()})
     together = {}
     for name, axes in how["inputs"].items():
-        rows = [_filled(feed[name], axes["sequence"], max(lengths), axes["pad"]) for feed in alone]
+        along = _listed(axes["sequence"])
+        rows = [_filled(feed[name], along, max(lengths), axes["pad"]) for feed in alone]
         together[name] = np.concatenate(rows, axes["batch"])
     return together, alone
 
 
-def _filled(array: Array, axis: int | None, size: int, pad: float) -> Array:
-    if axis is None:
-        return array
-    width = [(0, size - array.shape[axis] if i == axis else 0) for i in range(array.ndim)]
+def _filled(array: Array, along: Sequence[int], size: int, pad: float) -> Array:
+    width = [(0, size - n if axis in along else 0) for axis, n in enumerate(array.shape)]
     return np.pad(array, width, constant_values=np.array(pad, array.dtype))
 
 
@@ -145,4 +149,6 @@ def parts(how: Mapping[str, Any], name: str, array: Array) -> Iterator[Array]:
         return
     for row, length in enumerate(LENGTHS):
         part = array.take([row], axes["batch"])
-        yield part if axes["sequence"] is None else part.take(range(length), axes["sequence"])
+        for axis in _listed(axes["sequence"]):
+            part = part.take(range(length), axis)
+        yield part

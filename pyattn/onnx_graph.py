@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import ChainMap, Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pyattn.onnx_nodes import Attribute, attribute, identity, read_names, rename
 from pyattn.tensor import Array, Dim, Node, Spec, Tensor
 from pyattn.walk import topological
 
@@ -16,23 +17,9 @@ if TYPE_CHECKING:
     import onnx
 
 DOMAIN = "pyattn"
+SWITCH = "attention_wanted"
 
 Target = Literal["functions", "primitive", "onnx24"]
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """A parameter that is, inside a function body, a reference to an attribute of the call."""
-
-    name: str
-    value: float
-    wide: bool  # float64: ONNX has no such attribute but a tensor
-
-    def given(self) -> Any:
-        """Return what the call carries."""
-        from onnx import numpy_helper
-
-        return numpy_helper.from_array(np.array(self.value)) if self.wide else self.value
 
 
 def _attribute_of(node: Node, key: str) -> Attribute:
@@ -49,6 +36,7 @@ class Shared:
     functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
     remarks: Counter[str] = field(default_factory=Counter)  # what is not as the target says
     sizes: dict[Dim, str] = field(default_factory=dict)  # what dynamic dimensions are called
+    switch: str | None = None  # the input that says whether attention weights are computed
 
     def label(self, size: Dim) -> str:
         """Return what a dimension is called; no other is called so."""
@@ -117,7 +105,7 @@ class Graph:
 
         names = ["" if i in unused else self._unique(op_type) for i in range(outputs)]
         node = helper.make_node(op_type, inputs, names, name=names[0], domain=domain)
-        node.attribute.extend(_attribute(key, value) for key, value in attributes.items())
+        node.attribute.extend(attribute(key, value) for key, value in attributes.items())
         self.nodes.append(node)
         return names[0] if outputs == 1 else tuple(names)
 
@@ -195,9 +183,9 @@ class Graph:
             if source in made and source not in names:
                 names[source] = target
             else:
-                self.nodes.append(_identity(source, target))
+                self.nodes.append(identity(source, target))
         for node in self.nodes:
-            _rename(node, names)
+            rename(node, names)
 
     def subgraph(
         self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
@@ -230,7 +218,7 @@ class Graph:
         """Let attention weights be an output of the model; in a body, one of the body first."""
         if self._outer is None:
             label = f"attention_weights_{len(self.attention)}"
-            self.nodes.append(_identity(name, label))
+            self.nodes.append(identity(name, label))
             name = label
         self.attention.append((name, weights))
 
@@ -244,20 +232,61 @@ class Graph:
         return self._names[tensor.source]
 
     def _lower(self, node: Node) -> None:
-        is_attention = node.op.function is not None
-        written = node
-        if is_attention and node.op.has_weights and self._shared.attention_outputs:
-            written = _with_weights(node)
         names = [self._name(x) for x in node.inputs]
-        if node.op.function is not None and self.target == "functions":
-            results = self._call(written, node.op.function(written), names)
-        else:
-            results = self.body(written, names)
-        if written is not node:
-            index = 1 + written.params["aux"].index("weights")
-            self.show(results[index], written.outputs[index])
+        is_attention = node.op.function is not None and node.op.has_weights
+        write = (
+            self._write_shown if is_attention and self._shared.attention_outputs else self._write
+        )
+        results = write(node, names)
         for index in range(len(node.outputs)):
             self._names[node, index] = results[index]
+
+    def _write(self, node: Node, names: Sequence[str]) -> list[str]:
+        """Write a node, where it can be as a call of its function; return its outputs."""
+        if node.op.function is not None and self.target == "functions":
+            return self._call(node, node.op.function(node), list(names))
+        return self.body(node, names)
+
+    def _write_shown(self, node: Node, names: Sequence[str]) -> list[str]:
+        """Write attention whose weights are an output of the model.
+
+        Weights take time, and ONNX Runtime computes every output, asked for or not. So they are
+        computed apart, if the switch is on. Where they are there anyway they are shown as they
+        are, and within a loop, all steps of which have one output.
+        """
+        full = _with_weights(node)
+        index = 1 + full.params["aux"].index("weights")
+        there = "weights" in node.params["aux"] or self.target == "primitive"
+        if there or self._outer is not None:
+            results = self._write(full, names)
+            self.show(results[index], full.outputs[index])
+            return results
+        self.show(self._if_wanted(full, names, index), full.outputs[index])
+        return self._write(node, names)
+
+    def _if_wanted(self, node: Node, names: Sequence[str], index: int) -> str:
+        """Return an output of a node that is computed if the switch is on, and empty otherwise."""
+        from onnx import helper
+
+        spec = node.outputs[index]
+        if self._shared.switch is None:
+            self._shared.switch = self._unique(SWITCH)
+            self._arrays[self._shared.switch] = np.array(True)
+        sizes = [size if isinstance(size, int) else 0 for size in spec.shape]
+        nothing = self.constant(np.zeros(sizes, spec.dtype))
+        wanted, unwanted = (Graph(self._shared, outer=self) for _ in range(2))
+        results = wanted._write(node, names)[index], unwanted.node("Identity", nothing)
+        kind = helper.np_dtype_to_tensor_dtype(spec.dtype)
+        then_branch, else_branch = (
+            helper.make_graph(
+                graph.nodes, "branch", [], [helper.make_tensor_value_info(result, kind, None)]
+            )
+            for graph, result in zip((wanted, unwanted), results, strict=True)
+        )
+        weights: str = self.node(
+            "If", self._shared.switch, then_branch=then_branch, else_branch=else_branch
+        )
+        return weights
 
     def body(self, node: Node, names: Sequence[str]) -> list[str]:
         """Write a node in standard operators: by its own rule, else by its expansion."""
@@ -337,33 +366,8 @@ def value_info(name: str, spec: Spec, shared: Shared) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(spec.dtype), sizes)
 
 
-def read_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
-    """Yield every name that the nodes read, in their bodies too."""
-    for node in nodes:
-        yield from node.input
-        for attribute in node.attribute:
-            yield from read_names(attribute.g.node)
-
-
-def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
-    """Change names of values in a node, and in its bodies, which read what is around them."""
-    for listed in (node.input, node.output):
-        for place, name in enumerate(listed):
-            if name in names:
-                listed[place] = names[name]
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            _rename(inner, names)
-
-
 def _leaf(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else Tensor.symbolic(tensor.shape, tensor.dtype)
-
-
-def _identity(source: str, target: str) -> onnx.NodeProto:
-    from onnx import helper
-
-    return helper.make_node("Identity", [source], [target], name=target)
 
 
 def _with_weights(node: Node) -> Node:
@@ -371,16 +375,3 @@ def _with_weights(node: Node) -> Node:
     params = node.params if "weights" in aux else {**node.params, "aux": (*aux, "weights")}
     specs = node.op.shape(*[None if x is None else x.spec for x in node.inputs], **params)
     return Node(node.op, node.inputs, params, specs)
-
-
-def _attribute(key: str, value: Any) -> onnx.AttributeProto:
-    from onnx import AttributeProto, helper, numpy_helper
-
-    if isinstance(value, Attribute):
-        kind = AttributeProto.TENSOR if value.wide else AttributeProto.FLOAT
-        return AttributeProto(name=key, type=kind, ref_attr_name=value.name)
-    if isinstance(value, np.dtype):
-        value = helper.np_dtype_to_tensor_dtype(value)
-    if isinstance(value, np.ndarray):
-        value = numpy_helper.from_array(value)
-    return helper.make_attribute(key, value)

@@ -15,7 +15,7 @@ import numpy as np
 
 from pyattn.extras import needs
 from pyattn.grad import Parametrized
-from pyattn.onnx_graph import read_names
+from pyattn.onnx_nodes import read_names
 from pyattn.tensor import Array, Tensor
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import pyattn as pa
-from pyattn import nn, ops
+from pyattn import ops
 from pyattn.models import Bert, BertConfig
 from pyattn.ort import session
 
@@ -130,16 +130,23 @@ def test_entries_of_equal_shape() -> None:
     }
 
 
-def test_where_nothing_is_told(padded: Any, rng: Any) -> None:
-    layer = nn.SelfAttention(8, 2, rng=rng)
+def test_sequences_along_two_axes(padded: Any) -> None:
+    def pairs(x: Any, real: Any) -> Any:
+        real = ops.astype(real, np.float32)
+        return ops.expand_dims(ops.sum(x, 2) * real, 2) * ops.expand_dims(real, 1)
 
-    def attend(x: Any, real: Any) -> Any:
-        mask = ops.expand_dims(ops.expand_dims(ops.astype(real, np.bool_), 1), 1)
-        return layer(x, mask)
+    how = batching(pa.export(pairs, padded))
+    assert how["outputs"] == {"output": {"batch": 0, "sequence": [1, 2]}}
 
-    assert batching(pa.export(attend, padded))["mask"] == "real"
-    # The sequences lie along two axes of the weights.
-    assert batching(pa.export(attend, padded, attention_outputs=True)) is None
+    def hide(x: Any, real: Any, apart: Any) -> Any:
+        return x * ops.expand_dims(ops.astype(real * ops.sum(apart, 2), np.float32), 2)
+
+    apart = pa.Input(np.ones((2, 4, 4), np.int64), ("batch", "time", "time"))
+    how = batching(pa.export(hide, {**padded, "apart": apart}))
+    assert how["inputs"]["apart"] == {"batch": 0, "sequence": [1, 2], "pad": 0}
+
+
+def test_where_nothing_is_told(padded: Any) -> None:
     # Another dynamic dimension, and one of another name than "batch".
     x = padded["x"].example
     for dims in (("batch", "time", None), ("B", None, None), (None, None, None)):

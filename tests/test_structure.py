@@ -25,7 +25,7 @@ LAYERS = [
     {"_core", "dims", "dtypes", "extras", "interchange", "model_file"},
     {"tensor", "walk"},
     {"ops", "runtime"},
-    {"grad", "io", "onnx_graph", "optim", "ort", "ort_decoder"},
+    {"grad", "io", "onnx_graph", "onnx_nodes", "optim", "ort", "ort_decoder"},
     {"onnx_batching", "onnx_input", "onnx_verify", "onnx_weights"},
     {"export", "attention"},
     {"accelerate", "rewrite"},
@@ -35,7 +35,16 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 USES_CORE = {"attention", "interchange", "ops", "runtime"}
 USES_ONNX = {
-    *("accelerate", "export", "onnx_graph", "onnx_verify", "onnx_weights", "optim", "ort"),
+    *(
+        "accelerate",
+        "export",
+        "onnx_graph",
+        "onnx_nodes",
+        "onnx_verify",
+        "onnx_weights",
+        "optim",
+        "ort",
+    ),
     *("ort_decoder", "rewrite"),
 }
 LAZY = {"onnx", "onnx_ir", "onnxruntime", "safetensors", "tokenizers", "tqdm", "ml_dtypes"}

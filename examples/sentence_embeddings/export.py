@@ -33,7 +33,12 @@ def main() -> None:
     parser.add_argument(
         "--target", default="functions", choices=["functions", "primitive", "onnx24"]
     )
-    parser.add_argument("--attention", action="store_true", help="also return attention weights")
+    parser.add_argument(
+        "--attention",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether the weights of attention can be asked for; they cost nothing otherwise",
+    )
     args = parser.parse_args()
 
     encoder = SentenceEncoder.from_pretrained(args.folder or checkpoint())

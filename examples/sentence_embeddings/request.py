@@ -1,4 +1,4 @@
-"""Print a curl command that asks a running server for the embedding of a sentence."""
+"""Print where a running server has its page, and a curl command for an embedding."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def main() -> None:
     ]
     url = f"http://127.0.0.1:{args.port}/v2/models/{args.model.stem}/infer"
     body = json.dumps({"inputs": inputs})
+    print(f"The attention of every head over a text: http://127.0.0.1:{args.port}/\n")
     print(f"The embedding of {args.sentence!r}, from another terminal:\n")
     print(
         textwrap.indent(

@@ -7,7 +7,7 @@ import ctypes
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from .tokenizer import Tokenizer, find_tokenizer
 
 PLATFORM = "onnxruntime_onnx"
 BATCHING = "pyattn.batching"
+SWITCH = "pyattn.attention"
 _ONNX_BFLOAT16 = 16
 _ATTENTION = re.compile("attention_weights_(0|[1-9][0-9]{0,5})")
 
@@ -116,6 +117,8 @@ class Model:
         self.inputs = _specs(self.session.get_inputs(), "input", file)
         self.outputs = _specs(self.session.get_outputs(), "output", file)
         self.attention = _attention(self.outputs)
+        self._weights = frozenset(filter(_ATTENTION.fullmatch, self.outputs))
+        self._unwanted = _unwanted(self.session, file)
         self._by_value = _needs_values(self.inputs, self.outputs, file)
         self.batching = _batching(file, self.settings)
         self.layout = self._layout(path)
@@ -148,7 +151,11 @@ class Model:
 
     def measure(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> Extent | None:
         """Return the extent of a request in a batch, None where it runs by itself."""
-        return self.layout.measure(feeds, outputs) if self.layout else None
+        extent = self.layout.measure(feeds, outputs) if self.layout else None
+        if extent is None or self._weights.isdisjoint(outputs):
+            return extent
+        # Requests without attention weights must not wait for those of others.
+        return replace(extent, key=("attention", extent.key))
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str], options: ort.RunOptions
@@ -164,11 +171,12 @@ class Model:
         UnavailableError
             The run was terminated through `options`.
         """
+        given = {**feeds, **(self._unwanted if self._weights.isdisjoint(outputs) else {})}
         try:
             if self._by_value:
-                arrays = self._run_by_value(feeds, outputs, options)
+                arrays = self._run_by_value(given, outputs, options)
             else:
-                arrays = self.session.run(list(outputs), dict(feeds), options)
+                arrays = self.session.run(list(outputs), given, options)
         except (*ORT_ERRORS, UnicodeDecodeError) as error:
             raise translate(error, feeds) from error
         if any(array is None for array in arrays):
@@ -271,6 +279,17 @@ def _attention(outputs: Mapping[str, TensorSpec]) -> dict[int, str]:
         if found and spec.datatype.kind == "f" and spec.shape is not None and len(spec.shape) == 4:
             layers[int(found[1])] = name
     return dict(sorted(layers.items()))
+
+
+def _unwanted(session: ort.InferenceSession, file: ModelFile) -> dict[str, Array]:
+    """Return what is fed to a model where no attention weights are wanted."""
+    optional = {arg.name: arg.type for arg in session.get_overridable_initializers()}
+    name = file.metadata.get(SWITCH)
+    if name is None:
+        return {}
+    if optional.get(name) != "tensor(bool)":
+        raise ModelError(f"model file {file.path}: {SWITCH!r} names no input with a value")
+    return {name: np.array(False)}
 
 
 def _needs_values(
