@@ -156,6 +156,7 @@ def export(
         model = model if half is None else rounded(model, half)
         proto, arrays, outputs = _trace(model, given, shared, half)
         _describe(proto, given, outputs, shared, weights)
+        _add_own(proto, model)
         if weights == "int8":
             proto, arrays = _in_eight_bits(model, proto, arrays, given, place, verify)
         if place is not None:
@@ -238,6 +239,13 @@ def _describe(
     for key, value in entries.items():
         if value is not None:
             proto.metadata_props.add(key=f"pyattn.{key}", value=value)
+
+
+def _add_own(proto: onnx.ModelProto, model: Any) -> None:
+    """Write what the model says of itself into the metadata."""
+    if hasattr(model, "file_metadata"):
+        for key, value in model.file_metadata().items():
+            proto.metadata_props.add(key=f"pyattn.{key}", value=json.dumps(value))
 
 
 def _write_companions(model: Any, proto: onnx.ModelProto, place: Path) -> None:

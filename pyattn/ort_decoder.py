@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +52,12 @@ class Decoder:
                 f"outputs {sorted(outputs)}"
             )
         self.batch, self.capacity = batch, capacity
+        told = session.get_modelmeta().custom_metadata_map.get("pyattn.decoder", "{}")
+        facts = json.loads(told)
+        self.positions: int | None = facts.get("positions")
+        """Most tokens of a sequence that the model knows, where the file says so."""
+        self.end: int | None = facts.get("end")
+        """The token that ends a sequence, where the file says so."""
         self.lengths: Array = np.zeros(batch, np.int64)
         """How many tokens of each sequence the cache holds."""
         self._session, self._binding = session, session.io_binding()
@@ -81,7 +88,7 @@ class Decoder:
         ------
         TypeError, ValueError
             For tokens that are not integers ``(B, T)``, lengths outside 1..T, and more tokens than
-            the cache has room for.
+            the cache has room for or the model has positions.
         """
         if input_ids.dtype.kind not in "iu":
             raise TypeError(f"Decoder: input_ids must be integers; got {input_ids.dtype}")
@@ -99,6 +106,12 @@ class Decoder:
             raise ValueError(
                 f"Decoder: the cache has room for {self.capacity} tokens; it holds "
                 f"{self.lengths.max()} and {count} more were given"
+            )
+        longest = int((self.lengths + real).max())
+        if self.positions is not None and longest > self.positions:
+            raise ValueError(
+                f"Decoder: the model has {self.positions} positions; a sequence would have "
+                f"{longest}"
             )
         self._binding.bind_cpu_input("input_ids", np.ascontiguousarray(input_ids, np.int64))
         self._binding.bind_cpu_input("lengths", real.astype(np.int64))

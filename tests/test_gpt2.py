@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,36 @@ def test_the_defaults_are_those_of_the_smallest_model() -> None:
     model = GPT2(GPT2Config(n_layer=1), rng=None)
     count = sum(array.size for array in model.parameters().values())
     assert count == 50257 * 768 + 1024 * 768 + 12 * 768 * 768 + 13 * 768 + 2 * 768
+
+
+def test_files_tell_positions_and_end(model: GPT2) -> None:
+    def told(module: Any) -> dict[str, Any]:
+        proto = pa.export(module, module.example_inputs(), opset=18, verify=False)
+        found = {entry.key: entry.value for entry in proto.metadata_props}
+        facts: dict[str, Any] = json.loads(found["pyattn.decoder"])
+        return facts
+
+    limit = model.config.n_positions
+    assert told(CachedStep(model)) == {"positions": limit}  # the vocabulary lacks 50256
+    decode = {"positions": limit, "end": END, "steps": 9}
+    assert told(GreedyDecode(model, end=END, steps=9)) == decode
+    beam = BeamDecode(model, end=END, steps=9, beams=3)
+    assert told(beam) == {**decode, "beams": 3}
+    ended = GPT2(replace(model.config, eos_token_id=END), rng=np.random.default_rng(0))
+    assert told(CachedStep(ended)) == {"positions": limit, "end": END}
+
+
+def test_a_decoder_keeps_within_its_positions(rng: Any) -> None:
+    config = GPT2Config(
+        vocab_size=23, n_positions=12, n_embd=8, n_layer=1, n_head=2, eos_token_id=END
+    )
+    step = CachedStep(GPT2(config, rng=rng))
+    run = session(pa.export(step, step.example_inputs(), opset=18))
+    decoder = Decoder(run, batch=2, capacity=64)
+    assert (decoder.positions, decoder.end) == (12, END)
+    # Padding may stand behind the last position, tokens may not.
+    with pytest.raises(ValueError, match="has 12 positions; a sequence would have 13"):
+        decoder(np.zeros((2, 13), int), np.array([2, 13]))
+    decoder(np.zeros((2, 12), int), np.array([2, 12]))
+    with pytest.raises(ValueError, match="has 12 positions; a sequence would have 13"):
+        decoder(np.zeros((2, 1), int))

@@ -24,6 +24,12 @@ class Decoder(Protocol):
     def empty_cache(self, input_ids: Value, room: int = 0) -> KeyValueCache: ...
 
 
+def _described(decoder: Decoder, **facts: Any) -> dict[str, Any]:
+    """Return what the metadata of a file tells of a decoder; one need not know its limits."""
+    known = {"positions": getattr(decoder, "max_positions", None), **facts}
+    return {"decoder": {key: value for key, value in known.items() if value is not None}}
+
+
 class CachedStep(Module):
     """A step of a decoder, or a prefill, with the cache as inputs and outputs.
 
@@ -32,7 +38,8 @@ class CachedStep(Module):
     ``past.0.key`` and ``past.0.value (B, G, C, D)``; the outputs are ``logits (B, V)`` behind the
     last real token and ``present.0.key``, ... of the same shapes. With T > 1 it is a prefill, with
     T = 1 a step. Where an input and its output are bound to one buffer, the new rows alone are
-    written; :class:`pyattn.ort.Decoder` does that.
+    written; :class:`pyattn.ort.Decoder` does that. The metadata ``pyattn.decoder`` tells the
+    decoder's ``max_positions`` and ``end_token``, where it has such.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -68,6 +75,10 @@ class CachedStep(Module):
             inputs[f"past.{i}.key"] = Input(layer.key, dims)
             inputs[f"past.{i}.value"] = Input(layer.value, dims)
         return inputs
+
+    def file_metadata(self) -> dict[str, Any]:
+        """Return what :func:`pyattn.export` writes into the file's metadata."""
+        return _described(self.decoder, end=getattr(self.decoder, "end_token", None))
 
     @staticmethod
     def verification_sizes() -> list[dict[str, int]]:
@@ -108,6 +119,10 @@ class GreedyDecode(Module):
         logits, cache = self.decoder(expand_dims(tokens, 1), cache=cache)
         return logits[:, 0], cache
 
+    def file_metadata(self) -> dict[str, Any]:
+        """Return what :func:`pyattn.export` writes into the file's metadata."""
+        return _described(self.decoder, end=self.end, steps=self.steps)
+
     def example_inputs(self) -> dict[str, Input]:
         """Return inputs for :func:`pyattn.export`."""
         ids = np.array([[1, 2, 0], [3, 1, 2]])
@@ -144,3 +159,7 @@ class BeamDecode(GreedyDecode):
             length_penalty=self.length_penalty,
         )  # fmt: skip
         return {"tokens": tokens, "scores": scores}
+
+    def file_metadata(self) -> dict[str, Any]:
+        """Return what :func:`pyattn.export` writes into the file's metadata."""
+        return _described(self.decoder, end=self.end, steps=self.steps, beams=self.beams)

@@ -157,6 +157,17 @@ class GPT2(Module):
             room=room,
         )
 
+    @property
+    def max_positions(self) -> int:
+        """Most tokens of a text."""
+        return self.config.n_positions
+
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends a text, None where the vocabulary does not have it."""
+        end = self.config.eos_token_id
+        return end if end is not None and 0 <= end < self.config.vocab_size else None
+
     def example_inputs(self) -> dict[str, Input]:
         """Return inputs for :func:`pyattn.export` of the logits of all tokens."""
         ids = np.arange(10).reshape(2, 5) % self.config.vocab_size

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from .datatypes import BY_ONNXRUNTIME, Datatype
+from .decoder import decoder_facts
 from .failures import InferenceError, ModelError, ServingError
 from .layout import Array as Array
 from .layout import Extent, Layout, Padded, parse
@@ -78,6 +79,8 @@ class Model:
         The outputs with the attention weights of each layer, where the model has them.
     tokenizer : Path or None
         The file of the tokenizer that its metadata names.
+    decoder : DecoderFacts
+        What the file of a decoder says of itself.
     operators : tuple of str
         pyattn's operators that run as kernels.
     layout : Layout or None
@@ -122,8 +125,9 @@ class Model:
         self._by_value = _needs_values(self.inputs, self.outputs, file)
         self.batching = _batching(file, self.settings)
         self.layout = self._layout(path)
+        self.decoder = decoder_facts(file)
         self.tokenizer: Tokenizer | str = find_tokenizer(
-            file, self.settings, whole="past_lengths" in self.inputs
+            file, self.settings, whole="past_lengths" in self.inputs, end=self.decoder.end
         )
         self._warm_up(path)
 

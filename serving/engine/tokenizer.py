@@ -35,7 +35,7 @@ class Tokenizer:
         self,
         tokenizer: tokenizers.Tokenizer,
         max_length: int | None = None,
-        ends: Sequence[str] = (),
+        ends: Sequence[str | int] = (),
         name: str = "",
     ) -> None:
         self._tokenizer = tokenizer
@@ -47,7 +47,7 @@ class Tokenizer:
             tokenizer.no_truncation()
         else:
             tokenizer.enable_truncation(max_length)
-        found = map(tokenizer.token_to_id, ends)
+        found = [tokenizer.token_to_id(end) if isinstance(end, str) else end for end in ends]
         self.ends = frozenset(token for token in found if token is not None)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -67,7 +67,9 @@ class Tokenizer:
         return self._tokenizer.decode(list(tokens))
 
 
-def find_tokenizer(file: ModelFile, settings: ModelSettings, *, whole: bool) -> Tokenizer | str:
+def find_tokenizer(
+    file: ModelFile, settings: ModelSettings, *, whole: bool, end: int | None = None
+) -> Tokenizer | str:
     """Return the tokenizer of a model, or why it has none.
 
     Parameters
@@ -79,6 +81,8 @@ def find_tokenizer(file: ModelFile, settings: ModelSettings, *, whole: bool) -> 
         May name another one, which must be there.
     whole : bool
         Whether texts are never cut: a prompt says most in its end.
+    end : int, optional
+        The token that ends a text, where the file says so and the settings do not.
 
     Raises
     ------
@@ -101,7 +105,8 @@ def find_tokenizer(file: ModelFile, settings: ModelSettings, *, whole: bool) -> 
         raise ModelError(f"model file {file.path}: tokenizer {name!r}: {error}") from None
     cut = None if tokenizer.truncation is None else tokenizer.truncation["max_length"]
     length = None if whole else settings.max_length or cut
-    ends = USUAL_ENDS if settings.end_tokens is None else settings.end_tokens
+    told: Sequence[str | int] = USUAL_ENDS if end is None else (end,)
+    ends = told if settings.end_tokens is None else settings.end_tokens
     if length is not None and length <= tokenizer.num_special_tokens_to_add(False):
         raise ModelError(f"model file {file.path}: a text of {length} tokens has special ones only")
     made = Tokenizer(tokenizer, length, ends, path.name)

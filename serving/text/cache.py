@@ -130,7 +130,8 @@ class Cache:
 def positions(model: Model, most: int) -> int:
     """Return how many tokens a text may have, at most `most`: found by trial.
 
-    A file does not say how many positions the model knows, but a token behind the last one fails.
+    For a file that does not say how many positions the model knows; a token behind the last one
+    fails.
     """
 
     def works(length: int) -> bool:

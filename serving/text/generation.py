@@ -119,7 +119,8 @@ class Writers:
         with self._lock:
             writer = self._writers.get(model)
             if writer is None:
-                capacity = positions(model, model.settings.capacity)
+                most, told = model.settings.capacity, model.decoder.positions
+                capacity = positions(model, most) if told is None else min(told, most)
                 if capacity < 1:
                     raise InvalidRequestError(f"model {model.name!r} fails on a single token")
                 writer = Writer(model, Cache(model, model.settings.slots, capacity))

@@ -113,6 +113,7 @@ def test_numbers_that_are_none_stay_with_their_text(model, decoder):
 
 def test_positions_are_found_by_trial(model):
     assert is_decoder(model)
+    assert model.decoder.positions == POSITIONS
     assert positions(model, 1024) == POSITIONS
     assert positions(model, POSITIONS) == POSITIONS
     assert positions(model, 17) == 17

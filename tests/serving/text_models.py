@@ -73,6 +73,7 @@ def gpt2(path, seed=0, positions=96, width=32, layers=2, heads=4, tokenizer=None
         n_embd=width,
         n_layer=layers,
         n_head=heads,
+        eos_token_id=tokenizer.token_to_id(END),
     )
     model = GPT2(config, rng=rng)
     drawn = {
