@@ -73,6 +73,8 @@ class ModelSettings:
         Texts that a decoder writes at the same time.
     capacity : int
         Most tokens of each, prompt included, where the model has as many positions.
+    read_tokens : int
+        Tokens of prompts that it reads between two steps of other texts.
     end_tokens : tuple of str, optional
         The tokens that end a text, by their spelling, in the place of the usual ones.
     """
@@ -93,6 +95,7 @@ class ModelSettings:
     max_length: int | None = None
     slots: int = 8
     capacity: int = 1024
+    read_tokens: int = 256
     end_tokens: tuple[str, ...] | None = None
 
     def changed(self, table: Mapping[str, Any], where: object) -> ModelSettings:
@@ -190,6 +193,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "max_length": _integer(1),
     "slots": _integer(1),
     "capacity": _integer(2),
+    "read_tokens": _integer(1),
     "end_tokens": _strings,
 }
 

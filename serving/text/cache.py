@@ -65,9 +65,12 @@ class Cache:
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self.options = run_options()
 
-    def read(self, slot: int, tokens: Sequence[int]) -> Array:
-        """Begin a text in a slot; return the logits ``(V,)`` of what follows it."""
+    def begin(self, slot: int) -> None:
+        """Begin a text in a slot."""
         self.lengths[slot] = 0
+
+    def read(self, slot: int, tokens: Sequence[int]) -> Array:
+        """Add tokens to a slot; return the logits ``(V,)`` of what follows them."""
         (logits,) = self._run(slot, np.array([tokens], np.int64))
         return np.asarray(logits)
 

@@ -44,7 +44,9 @@ class Generation:
 
         most = min(request.most, self._writer.capacity - len(prompt) + 1)
         tokenizer = tokenizer_of(self._model)
-        return Job(prompt, most, request.sampling, request.stop, tokenizer, deliver)
+        return Job(
+            prompt, most, request.sampling, request.stop, tokenizer, deliver, request.priority
+        )
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
         try:

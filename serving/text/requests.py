@@ -25,12 +25,15 @@ class TextRequest:
         Each text ends before the first of them.
     timeout : float or None
         Seconds until the end of the last text.
+    priority : int
+        1 is the highest, 0 the usual.
     """
 
     most: int
     sampling: Sampling
     stop: tuple[str, ...]
     timeout: float | None = None
+    priority: int = 0
 
     @classmethod
     def parse(cls, fields: Fields, *, temperature: float = 0.0) -> TextRequest:
@@ -49,6 +52,7 @@ class TextRequest:
             ),
             fields.strings("stop", MOST_STOPS),
             timeout / _MICROSECONDS if timeout else None,
+            fields.integer("priority", 0) or 0,
         )
 
 

@@ -1,28 +1,32 @@
 """A thread that writes all texts of a model side by side.
 
 Between two steps texts come and go: a text that waits is read into a free slot, one whose end is
-there or whose client is gone leaves its slot. A step adds a token to each of the others. At most
-one text is read between two steps while others are written, so that a crowd does not stop them.
+there or whose client is gone leaves its slot. A step adds a token to each of the others. While
+texts are written, a bounded number of tokens is read between two steps, so that neither a crowd nor
+a long prompt stops them: such a prompt is read piece by piece, in the slot behind those in use.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..engine.failures import InferenceError, QueueFullError, ServingError, UnavailableError
 from ..engine.layout import Array
 from ..engine.model import Model
+from ..engine.queue import DEFAULT_PRIORITY
 from ..engine.statistics import Timing
 from ..engine.tokenizer import Tokenizer
 from .cache import Cache
 from .detokenizer import Detokenizer, StopStrings
 from .sampling import Sampler, Sampling
 
+_numbers = itertools.count()
 logger = logging.getLogger("pyattn_serving")
 
 
@@ -60,6 +64,8 @@ class Job:
     tokenizer : Tokenizer
     deliver : callable
         Takes the pieces, in the writer's thread.
+    priority : int
+        Where it waits: 1 is the highest, 0 the usual.
     """
 
     def __init__(
@@ -70,8 +76,11 @@ class Job:
         stop: Sequence[str],
         tokenizer: Tokenizer,
         deliver: Callable[[Piece], None],
+        priority: int = 0,
     ) -> None:
         self.prompt = prompt
+        self.order = (priority or DEFAULT_PRIORITY, next(_numbers))
+        self.read = 0  # tokens of the prompt that are in the cache
         self.cancelled = False
         self.last = 0
         self.tokens = 0
@@ -120,9 +129,11 @@ class Writer:
     def __init__(self, model: Model, cache: Cache) -> None:
         self._cache = cache
         self._max_queue = model.settings.max_queue
+        self._read_tokens = model.settings.read_tokens
         self._statistics = model.statistics
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []  # by their order
         self._active: list[Job] = []  # by slot
+        self._reading: Job | None = None  # in the slot behind them
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -134,8 +145,8 @@ class Writer:
 
     @property
     def busy(self) -> int:
-        """How many texts are being written."""
-        return len(self._active)
+        """How many texts are being read or written."""
+        return len(self._active) + (self._reading is not None)
 
     @property
     def waiting(self) -> int:
@@ -158,7 +169,8 @@ class Writer:
             if len(self._waiting) + len(jobs) > self._max_queue:
                 self._statistics.left("rejected")
                 raise QueueFullError(f"{len(self._waiting)} texts wait for the model already")
-            self._waiting.extend(jobs)
+            for job in jobs:
+                bisect.insort(self._waiting, job, key=lambda each: each.order)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="write", daemon=True)
                 self._thread.start()
@@ -179,50 +191,65 @@ class Writer:
     def _work(self) -> None:
         while True:
             with self._lock:
-                jobs = self._next()
-                if not jobs and not self._active and not self._waiting:
+                if self._stopping:
+                    self._end_all()
+                if not (self._active or self._reading or self._waiting):
                     self._thread = None
                     return
             try:
-                self._read(jobs)
+                self._read()
                 self._leave()
                 self._step()
             except Exception as error:  # the thread must outlive whatever happens
                 logger.exception("writing failed")
-                failed = {id(job): job for job in (*self._active, *jobs)}
+                reading = [] if self._reading is None else [self._reading]
+                failed = {id(job): job for job in (*self._active, *reading)}
                 self._active.clear()
+                self._reading = None
                 for job in failed.values():
                     job.fail(InferenceError(f"writing failed: {type(error).__name__}"))
 
-    def _next(self) -> list[Job]:
-        """Take texts from the queue: as many as there are slots, one when others are written."""
-        if self._stopping:
-            for job in (*self._waiting, *self._active):
-                job.fail(UnavailableError("the server is stopping"))
-            self._waiting.clear()
-            self._active.clear()
-            return []
-        free = self._cache.slots - len(self._active)
-        count = min(free, len(self._waiting), 1 if self._active else free)
-        return [self._waiting.popleft() for _ in range(count)]
+    def _end_all(self) -> None:
+        reading = [] if self._reading is None else [self._reading]
+        for job in (*self._waiting, *reading, *self._active):
+            job.fail(UnavailableError("the server is stopping"))
+        self._waiting.clear()
+        self._active.clear()
+        self._reading = None
 
-    def _read(self, jobs: Sequence[Job]) -> None:
-        """Read the prompts of texts, each into the first free slot."""
-        for job in jobs:
-            if job.cancelled:
-                continue
-            job.taken = time.perf_counter_ns()
-            slot = len(self._active)
+    def _read(self) -> None:
+        """Read prompts: the first of all as a whole, then so many tokens until the next step."""
+        left = self._read_tokens
+        while left > 0 and (job := self._next()) is not None:
+            slot, rest = len(self._active), len(job.prompt) - job.read
+            count = min(rest, left) if self._active else rest
+            left -= count if self._active else 0
             try:
-                logits = self._cache.read(slot, job.prompt)
+                logits = self._cache.read(slot, job.prompt[job.read : job.read + count])
+                job.read += count
+                if count < rest:
+                    return
+                self._reading = None
                 goes_on = job.take(logits)
             except ServingError as error:
+                self._reading = None
                 self._failed(slot, job, error)
                 continue
             if goes_on:
                 self._active.append(job)
             else:
                 self._done(job)
+
+    def _next(self) -> Job | None:
+        """Return the text to read on, or else the next one for which there is a slot."""
+        with self._lock:
+            if self._reading is not None and self._reading.cancelled:
+                self._reading = None
+            if self._reading is None and self._waiting and len(self._active) < self._cache.slots:
+                self._reading = self._waiting.pop(0)
+                self._reading.taken = time.perf_counter_ns()
+                self._cache.begin(len(self._active))
+            return self._reading
 
     def _step(self) -> None:
         """Add a token to each text; where that fails, to one after the other."""
@@ -265,11 +292,14 @@ class Writer:
                 self._free(slot)
 
     def _free(self, slot: int) -> None:
-        """Free a slot; the last text moves there."""
+        """Free a slot; the last text moves there, and the one that is read behind the rest."""
         last = self._active.pop()
-        if slot < len(self._active):
-            self._cache.move(len(self._active), slot)
+        end = len(self._active)
+        if slot < end:
+            self._cache.move(end, slot)
             self._active[slot] = last
+        if self._reading is not None:
+            self._cache.move(end + 1, end)
 
     def _done(self, job: Job) -> None:
         now = time.perf_counter_ns()

@@ -57,11 +57,13 @@ def model(engine):
 class Reader:
     """Takes the pieces of a text."""
 
-    def __init__(self, model, prompt, most, stop=(), sampling=None):
+    def __init__(self, model, prompt, most, stop=(), sampling=None, priority=0):
         self.pieces = queue.Queue()
         self.prompt = prompt
         self.begun = None
-        self.job = Job(prompt, most, sampling or Sampling(), stop, model.tokenizer, self.pieces.put)
+        self.job = Job(
+            prompt, most, sampling or Sampling(), stop, model.tokenizer, self.pieces.put, priority
+        )
 
     def first(self):
         return self.pieces.get(timeout=PATIENCE)
@@ -127,7 +129,12 @@ def test_steps_are_those_of_the_whole_text(model, decoder):
     for array in cache._arrays.values():
         # What was not written may not be seen; the plain graph multiplies it by 0.
         array[:] = np.nan if model.operators else 1e3
-    found = [cache.read(slot, text) for slot, text in enumerate(texts)]
+    found = []
+    for slot, text in enumerate(texts):
+        cache.begin(slot)
+        if len(text) > 1:
+            cache.read(slot, text[: len(text) // 2])
+        found.append(cache.read(slot, text[len(text) // 2 :]))
     for logits, text in zip(found, texts, strict=True):
         np.testing.assert_allclose(logits, decoder(np.array([text]))[0, -1], atol=2e-3)
     cache.move(2, 0)
@@ -152,11 +159,12 @@ PROMPTS = st.lists(
 )
 
 
-@given(texts=PROMPTS, slots=st.integers(1, 4))
+@given(texts=PROMPTS, slots=st.integers(1, 4), read_tokens=st.sampled_from([1, 2, 7, 256]))
 @settings(max_examples=20, deadline=None)
-def test_texts_are_those_written_alone(model, decoder, texts, slots):
+def test_texts_are_those_written_alone(model, decoder, texts, slots, read_tokens):
     """They come at different times, some are given up, and there are fewer slots than texts."""
     writer = Writer(model, Cache(model, slots, POSITIONS))
+    writer._read_tokens = read_tokens
     readers = []
     prompts = model.tokenizer.encode([text for text, *_ in texts])
     for prompt, (_, most, given_up, pause) in zip(prompts, texts, strict=True):
@@ -196,6 +204,109 @@ def test_a_text_joins_those_under_way_and_leaves_them(model, decoder):
     wait_until_idle(writer)
     before = model.statistics.success.count
     assert before >= 2
+
+
+@pytest.fixture
+def patient(folder, decoder):
+    """A model whose prompts are read seven tokens at a time."""
+    options = ModelSettings(read_tokens=7)
+    return Model("gpt2", folder / "gpt2.onnx", SessionSettings(threads=1), options)
+
+
+class Recorded(Cache):
+    """Notes what is read, and when the others take a step."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.calls = []
+
+    def read(self, slot, tokens):
+        self.calls.append(len(tokens))
+        return super().read(slot, tokens)
+
+    def step(self, first, tokens):
+        self.calls.append("step")
+        return super().step(first, tokens)
+
+
+def test_a_long_prompt_is_read_between_the_steps_of_others(patient, decoder):
+    cache = Recorded(patient, 3, POSITIONS)
+    writer = Writer(patient, cache)
+    prompts = [list(range(20)), list(range(70, 40, -1)), [5, 6]]
+    readers = [Reader(patient, p, m) for p, m in zip(prompts, (60, 9, 30), strict=True)]
+    writer.submit([reader.job for reader in readers])
+    for reader, prompt, most in zip(readers, prompts, (60, 9, 30), strict=True):
+        text, last = reader.result()
+        assert (text, last.tokens, last.finish) == expected(decoder, patient, prompt, most)
+    wait_until_idle(writer)
+    # The first stops nobody. The last one follows on the rest of the second.
+    begin = [20, 7, "step", 7, "step", 7, "step", 7, "step", 2, 2, "step"]
+    assert cache.calls[: len(begin)] == begin
+
+
+def test_a_text_may_be_given_up_or_fail_while_its_prompt_is_read(patient, decoder):
+    writer = Writer(patient, Cache(patient, 2, POSITIONS))
+    first = Reader(patient, [1, 2, 3], 70)
+    long = Reader(patient, list(range(60)), 9)
+    foreign = Reader(patient, [*range(20), 10**6, *range(20)], 9)
+    late = Reader(patient, list(range(90, 70, -1)), 9)
+    step, turns = writer._cache.step, []
+
+    def counted(*args):
+        turns.append(long.job.read)
+        if len(turns) == 4:
+            assert 0 < long.job.read < 60
+            assert writer.busy == 2
+            writer.cancel(long.job)
+        return step(*args)
+
+    writer._cache.step = counted
+    writer.submit([first.job, long.job, foreign.job, late.job])
+    assert isinstance(foreign.result()[1].error, ServingError)
+    for reader, most in ((first, 70), (late, 9)):
+        text, last = reader.result()
+        assert (text, last.tokens, last.finish) == expected(decoder, patient, reader.prompt, most)
+    wait_until_idle(writer)
+    assert long.pieces.empty()
+    assert turns[3] < 60
+
+
+def test_a_slot_that_is_read_moves_when_another_is_left(patient, decoder):
+    """A text ends while a prompt is read behind it."""
+    writer = Writer(patient, Cache(patient, 3, POSITIONS))
+    readers = [Reader(patient, [n], most) for n, most in ((4, 5), (8, 40), (6, 3))]
+    long = Reader(patient, list(range(70)), 9)
+    writer.submit([reader.job for reader in readers[:2]])
+    readers[0].begun, readers[1].begun = readers[0].first(), readers[1].first()
+    writer.submit([long.job, readers[2].job])
+    for reader, most in ((readers[0], 5), (readers[1], 40), (readers[2], 3), (long, 9)):
+        text, last = reader.result(reader.begun)
+        assert (text, last.tokens, last.finish) == expected(decoder, patient, reader.prompt, most)
+
+
+def test_texts_wait_by_priority(model, decoder):
+    writer = Writer(model, Cache(model, 1, POSITIONS))
+    endless = Reader(model, [1], 10**9)
+    writer.submit([endless.job])
+    endless.first()
+    order = []
+    readers = []
+    for number, priority in enumerate((0, 100, 101, 1, 7, 1)):
+        reader = Reader(model, [number + 1], 2, priority=priority)
+        deliver = reader.job._deliver
+
+        def noted(piece, number=number, deliver=deliver):
+            if piece.finish is not None:
+                order.append(number)
+            deliver(piece)
+
+        reader.job._deliver = noted
+        readers.append(reader)
+    writer.submit([reader.job for reader in readers])
+    writer.cancel(endless.job)
+    for reader in readers:
+        assert reader.result()[1].finish == "length"
+    assert order == [3, 5, 4, 0, 1, 2]
 
 
 def test_a_text_that_is_given_up_frees_its_slot(model, decoder):
