@@ -44,6 +44,8 @@ class TextEndpoints:
     def routes(self) -> list[Route]:
         """Return the routes."""
         routes = [
+            Route("/v1/models", {"GET": self.models}),
+            Route("/v1/models/{model}", {"GET": self.model}),
             Route("/v1/embeddings", {"POST": self.embeddings}),
             Route("/v1/completions", {"POST": self.completions}),
         ]
@@ -53,6 +55,17 @@ class TextEndpoints:
                 Route(f"{model}/generate_stream", {"POST": self.generate_stream}),
             ]
         return routes
+
+    async def models(self, _request: Request, _path: Mapping[str, str]) -> Response:
+        """Answer with the models that are served."""
+        ordered = sorted(self._engine.models, key=lambda model: (model.name, int(model.version)))
+        newest = {model.name: model for model in ordered}
+        listed = [_listed(model) for model in newest.values()]
+        return _json({"object": "list", "data": listed})
+
+    async def model(self, _request: Request, path: Mapping[str, str]) -> Response:
+        """Answer with one of them."""
+        return _json(_listed(self._engine.model(path["model"])))
 
     async def generate(self, request: Request, path: Mapping[str, str]) -> Response:
         """Answer with the text that follows another one."""
@@ -145,6 +158,16 @@ class TextEndpoints:
         if len(body) > INLINE_BYTES:
             return Fields(await self._engine.offload(parse_json, bytes(body)))
         return Fields(parse_json(bytes(body)))
+
+
+def _listed(model: Model) -> dict[str, Any]:
+    """Return a model as OpenAI's API lists it."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.loaded,
+        "owned_by": "pyattn-serve",
+    }
 
 
 def _vectors(model: Model, vectors: list[Array], tokens: int, as_text: bool) -> Response:

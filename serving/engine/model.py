@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,6 +86,8 @@ class Model:
         pyattn's operators that run as kernels.
     layout : Layout or None
         How requests are batched, where the model says so.
+    loaded : int
+        When it was, in seconds since 1970.
     queue : Queue
         The requests that wait for it.
     session : InferenceSession
@@ -130,6 +133,7 @@ class Model:
             file, self.settings, whole="past_lengths" in self.inputs, end=self.decoder.end
         )
         self._warm_up(path)
+        self.loaded = int(time.time())
 
     @property
     def default_outputs(self) -> list[str]:
