@@ -129,6 +129,7 @@ def test_the_list_has_each_model_once_and_asks_for_the_token(tmp_path):
         models.save(models.add(), tmp_path / "add" / str(version) / "model.onnx")
     (tmp_path / "token").write_text("a-long-token")
     options = ["--token-file", str(tmp_path / "token"), "--log-level", "error"]
+    bearer = {"Authorization": "Bearer a-long-token"}
     (tmp_path / "add" / "model.serving.toml").write_text('versions = "all"\n')
     with ServerProcess(tmp_path, *options) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
@@ -136,7 +137,7 @@ def test_the_list_has_each_model_once_and_asks_for_the_token(tmp_path):
             connection.request("GET", path)
             answer = connection.getresponse()
             assert (answer.status, json.loads(answer.read())["error"]["code"]) == (401, None)
-        connection.request("GET", "/v1/models", headers={"Authorization": "Bearer a-long-token"})
+        connection.request("GET", "/v1/models", headers=bearer)
         listed = json.loads(connection.getresponse().read())["data"]
         assert [each["id"] for each in listed] == ["add"]
         connection.request(
