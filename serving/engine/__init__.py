@@ -5,6 +5,7 @@ From a folder to an answer::
     repository.py   which models and versions lie in a folder, and their settings
     store.py        which of them are loaded; load, unload, swap, poll
     model.py        one version of one model: a session of ONNX Runtime and what it takes
+    decoder.py      what the file of a decoder says of itself
     tokenizer.py    what turns text into the inputs of a model and back
     queue.py        the requests that wait for one version: bounded, by priority
     scheduler.py    threads that take batches from the queues and run them
@@ -24,5 +25,7 @@ and sequence, a similar length, within the limits on rows and tokens. An idle mo
 company. When a batch fails its requests are run one by one, so each gets its own error.
 
 **Sessions.** A session takes its threads from the affinity mask and the control group; pyattn's
-operators are registered where the package is installed (``operators.py``).
+operators are registered where the package is installed (``operators.py``). ONNX Runtime computes
+every output of a file; the weights of attention have a switch in those of pyattn, which `Model`
+turns off where no request of a run names them.
 """

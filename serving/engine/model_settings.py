@@ -95,7 +95,7 @@ class ModelSettings:
     max_length: int | None = None
     slots: int = 8
     capacity: int = 1024
-    read_tokens: int = 256
+    read_tokens: int = 128
     end_tokens: tuple[str, ...] | None = None
 
     def changed(self, table: Mapping[str, Any], where: object) -> ModelSettings:
