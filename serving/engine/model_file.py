@@ -6,6 +6,9 @@ weights are at this address of the process" (CVE-2022-25882, CVE-2024-27318, CVE
 CVE-2025-51480 and later ones). So every location is checked here first: it must be a relative path
 to a regular file inside the model's folder, with one hard link and no symbolic link on the way out.
 
+Functions of a model that call each other in a circle are not refused by every version of ONNX
+Runtime, and those that double with each call by none, until all memory is taken. Here they are.
+
 The file is read with the small wire-format walker of ``protobuf.py``. The ``onnx`` package is not
 needed, and the weights inside the file are never touched. The message and field numbers are those
 of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
@@ -13,10 +16,11 @@ of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,10 +47,16 @@ _CHILDREN: dict[str, dict[int, str]] = {
 }
 _TENSOR_NAME, _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 8, 13, 14
 _MODEL_GRAPH, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 11, 12
-_NODE_OPERATOR, _NODE_DOMAIN, _MODEL_METADATA = 4, 7, 14
+_MODEL_METADATA = 14
+_NODE_NAME, _FUNCTION_NAME = (7, 4), (10, 1)  # domain and operator
 _PYATTN = "pyattn"
 _MAX_NESTING = 64  # subgraphs inside subgraphs; ONNX Runtime's own parser stops at 100 messages
+_MAX_CALLS = 64  # functions in functions
+_MAX_NODES = 1 << 20  # when each call is replaced by the function's body
 _IN_MEMORY = "_ORT_MEM_ADDR_"
+
+
+Name = tuple[str, str]  # of an operator or a function: domain and name
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +89,8 @@ class _Found:
     """What a walk over a model has met."""
 
     external: set[str] = field(default_factory=set)
-    operators: set[str] = field(default_factory=set)
+    calls: list[Name] = field(default_factory=list)  # by the main graph
+    functions: dict[Name, list[Name]] = field(default_factory=dict)  # what each of them calls
 
 
 def inspect(path: Path) -> ModelFile:
@@ -99,32 +110,64 @@ def inspect(path: Path) -> ModelFile:
         raise ModelError(f"model file {path} is in ORT format, not ONNX")
     try:
         found = _Found()
-        _walk(content, "Model", 0, found)
+        _walk(content, "Model", 0, found, found.calls)
+        _check_functions(found)
         unranked = frozenset(_unranked(content))
         metadata = dict(_entry(prop) for prop in _messages(content, _MODEL_METADATA))
     except WireError as error:
         raise ModelError(f"model file {path} is not an ONNX model ({error})") from error
     for location in found.external:
         beside(path, location)
-    return ModelFile(
-        path, frozenset(found.external), unranked, frozenset(found.operators), metadata
-    )
+    called = itertools.chain(found.calls, *found.functions.values())
+    operators = frozenset(name for domain, name in called if domain == _PYATTN)
+    return ModelFile(path, frozenset(found.external), unranked, operators, metadata)
 
 
-def _walk(buffer: memoryview, message: str, depth: int, found: _Found) -> None:
-    """Collect what is in one message and below it."""
+def _walk(buffer: memoryview, message: str, depth: int, found: _Found, calls: list[Name]) -> None:
+    """Collect what is in one message and below it; nodes add what they call to `calls`."""
     if depth > _MAX_NESTING:
         raise WireError("nested too deeply")
     if message == "Tensor":
         found.external.update(_tensor_location(buffer))
         return
-    if message == "Node" and _PYATTN in map(_text, _messages(buffer, _NODE_DOMAIN)):
-        found.operators.update(map(_text, _messages(buffer, _NODE_OPERATOR)))
+    if message == "Node":
+        calls.append(_name(buffer, _NODE_NAME))
+    elif message == "Function":
+        calls = found.functions.setdefault(_name(buffer, _FUNCTION_NAME), [])
     children = _CHILDREN[message]
     for number, wire_type, payload in fields(buffer):
         child = children.get(number)
         if child is not None and wire_type == BYTES and isinstance(payload, memoryview):
-            _walk(payload, child, depth + 1, found)
+            _walk(payload, child, depth + 1, found, calls)
+
+
+def _name(buffer: memoryview, numbers: tuple[int, int]) -> Name:
+    # Of a field that stands twice the last one counts.
+    domain, name = ([b"", *map(bytes, _messages(buffer, number))][-1] for number in numbers)
+    return "" if domain == b"ai.onnx" else _text(domain), _text(name)
+
+
+def _check_functions(found: _Found) -> None:
+    """Raise `WireError` where functions call each other in a circle, or grow without end."""
+    known: dict[Name, tuple[int, int]] = {}
+
+    def measure(calls: Iterable[Name], above: int) -> tuple[int, int]:
+        """Return the nodes of calls with the bodies in their place, and how deep they go."""
+        nodes = depth = 0
+        for name in calls:
+            if name in found.functions and name not in known:
+                if above == _MAX_CALLS:
+                    raise WireError(f"the function {name[1][:200]!r} calls itself")
+                known[name] = measure(found.functions[name], above + 1)
+            inside, below = known.get(name, (0, 0))
+            nodes, depth = nodes + 1 + inside, max(depth, 1 + below)
+        return nodes, depth
+
+    nodes, depth = measure([*found.functions, *found.calls], 0)
+    if depth > _MAX_CALLS + 1:  # a node that is no function is the last
+        raise WireError(f"functions call each other {depth - 1} deep")
+    if nodes > _MAX_NODES:
+        raise WireError(f"functions that call each other make {nodes} nodes")
 
 
 def _tensor_location(buffer: memoryview) -> Iterator[str]:
@@ -153,7 +196,7 @@ def _entry(buffer: memoryview) -> tuple[str, str]:
     return entry[1], entry[2]
 
 
-def _text(payload: memoryview) -> str:
+def _text(payload: bytes | memoryview) -> str:
     try:
         return bytes(payload).decode()
     except UnicodeDecodeError:

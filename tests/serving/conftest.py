@@ -6,11 +6,13 @@ import pytest
 from pyattn_serving import Settings, create_app
 from pyattn_serving.asgi.app import Application
 from pyattn_serving.asgi.body import Limits
-from pyattn_serving.engine.engine import Engine, ModelSource
+from pyattn_serving.engine.engine import Engine, Mode, ModelSource
+from pyattn_serving.engine.repository import Repository
 from pyattn_serving.protocol import json_text
 
 from . import models
-from .asgi_client import Client
+from .asgi_client import Client, tensor
+from .process import ServerProcess
 
 MAX_BODY = 1 << 20
 
@@ -76,6 +78,41 @@ def make_app(model_folder):
     yield make
     for app in made:
         app.engine.close()
+
+
+@pytest.fixture
+def make_engine(tmp_path):
+    """Make engines of the models in `tmp_path`, and close them afterwards."""
+    made = []
+
+    def make(mode=Mode.EXPLICIT, **options):
+        engine = Engine(Repository(tmp_path), threads=1, mode=mode, **options)
+        made.append(engine)
+        engine.load()
+        return engine
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def impatient_process(model_folder):
+    timeouts = ["--header-timeout", "1", "--idle-timeout", "3", "--send-timeout", "2"]
+    with ServerProcess(model_folder / "vector.onnx", *timeouts) as server:
+        yield server
+        server.signal()
+        code, errors = server.wait()
+        assert code == 0
+        assert "Traceback" not in errors
+
+
+@pytest.fixture
+def impatient(impatient_process):
+    """A process that does not wait long; whatever a client did, the next one is served."""
+    yield impatient_process
+    request = {"inputs": [tensor("x", "FP32", (2,), [1, 2])]}
+    assert impatient_process.infer("vector", request)[2]["outputs"][0]["data"] == [1, 2]
 
 
 @pytest.fixture(params=["extension", "python"])

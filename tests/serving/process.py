@@ -15,6 +15,7 @@ from pathlib import Path
 
 PATIENCE = 60  # seconds after which a test hangs rather than waits
 COMMAND = [sys.executable, "-m", "pyattn_serving"]
+GET = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class ServerProcess:
@@ -119,3 +120,15 @@ def is_closed(connection):
         return connection.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+def refusal(connection):
+    """The answer on a connection that the server closes after it."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    assert response.getheader("content-type") == "application/json"
+    content = json.loads(response.read())
+    assert set(content) == {"error"}
+    assert response.getheader("connection") == "close"
+    assert is_closed(connection)
+    return response.status, content["error"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 
 import numpy as np
@@ -154,6 +156,73 @@ def test_external_data_is_found_wherever_it_hides(folder, proto):
     path = folder / "model.onnx"
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="not a path inside"):
+        inspect(path)
+
+
+def with_functions(**bodies):
+    """A model that calls `f`; `bodies` are the functions with what each of them calls."""
+    node = helper.make_node
+    kind = TensorProto.FLOAT
+    proto = models.model(
+        [node("f", ["x"], ["y"], domain="d")],
+        [models.value("x", kind, ["N"])],
+        [models.value("y", kind, ["N"])],
+    )
+    proto.opset_import.append(helper.make_opsetid("d", 1))
+    opsets = [helper.make_opsetid("", models.OPSET), helper.make_opsetid("d", 1)]
+    for name, calls in bodies.items():
+        path = ["x", *(f"t{i}" for i in range(len(calls) - 1)), "y"]
+        nodes = [
+            node(call, [path[i]], [path[i + 1]], domain="d" if call in bodies else "")
+            for i, call in enumerate(calls)
+        ]
+        proto.functions.append(helper.make_function("d", name, ["x"], ["y"], nodes, opsets))
+    return proto
+
+
+def chain(count, each):
+    """Functions that call the next one `each` times."""
+    names = ["f", *(f"f{i}" for i in range(1, count))]
+    bodies = {name: [after] * each for name, after in itertools.pairwise(names)}
+    return bodies | {names[-1]: ["Neg"]}
+
+
+def calls_itself_in_a_branch():
+    proto = with_functions(f=["Neg"])
+    inner = helper.make_node("f", ["x"], ["z"], domain="d")
+    branch = helper.make_graph([inner], "b", [], [models.value("z", TensorProto.FLOAT, ["N"])])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    proto.functions[0].node.append(node)
+    return proto
+
+
+def test_functions_are_served(tmp_path):
+    path = models.save(with_functions(f=["g", "g", "Neg"], g=["Neg"]), tmp_path / "m.onnx")
+    engine = Engine([ModelSource.of(path)], threads=1)
+    engine.load()
+    feeds = {"x": np.ones(2, np.float32)}
+    (y,) = asyncio.run(engine.infer(engine.model("m"), feeds, ["y"]))
+    assert y.tolist() == [-1, -1]
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("proto", "reason"),
+    [
+        (with_functions(f=["f"]), "'f' calls itself"),
+        (with_functions(f=["g"], g=["Neg", "h"], h=["g"]), "calls itself"),
+        (with_functions(f=["Neg"], g=["g"]), "'g' calls itself"),  # nobody calls it
+        (calls_itself_in_a_branch(), "'f' calls itself"),
+        (with_functions(**chain(100, 1)), "calls itself|100 deep"),
+        (with_functions(**dict(reversed(chain(100, 1).items()))), "100 deep"),
+        (with_functions(**chain(30, 2)), "make [0-9]+ nodes"),
+    ],
+    ids=["itself", "circle", "uncalled", "branch", "deep", "deep backwards", "doubling"],
+)
+def test_functions_without_an_end(tmp_path, proto, reason):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=reason):
         inspect(path)
 
 
