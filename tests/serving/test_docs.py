@@ -65,3 +65,11 @@ def test_every_option_is_described():
     }
     assert {o for o in options if f"`{o}" not in PAGE} == set()
     assert set(re.findall(r"`(--[a-z-]+)", PAGE)) <= options
+
+
+def test_the_tests_of_faults_are_there():
+    named = set(re.findall(r"`(test_\w+)`", PAGE))
+    files = Path(__file__).parent.glob("test_*.py")
+    written = {n for f in files for n in re.findall(r"^def (test_\w+)", f.read_text(), re.M)}
+    assert len(named) > 15
+    assert named - written == set()

@@ -28,12 +28,12 @@ def server(model_folder):
 def test_bomb(server):
     bomb = gzip.compress(bytes(200 << 20), 9)
     server.infer("vector", VECTOR)
-    before = server.resident_memory()
+    before = server.peak_memory()
     status, _, content = server.request(
         "POST", "/v2/models/vector/infer", bomb, {"Content-Encoding": "gzip"}
     )
     assert (status, "error" in content) == (413, True)
-    assert server.resident_memory() - before < 100 << 20
+    assert server.peak_memory() - before < 100 << 20
 
 
 @pytest.mark.parametrize("depth", [100, 101, 1_000_000])
@@ -42,6 +42,17 @@ def test_deep_json(server, depth):
         "POST", "/v2/models/vector/infer", b"[" * depth + b"]" * depth
     )
     assert (status, "error" in content) == (400, True)
+
+
+@pytest.mark.parametrize(("depth", "status"), [(100, 200), (101, 400)])
+def test_the_deepest_json(server, depth, status):
+    """What the server does not know may be there, but not deeper than the rest."""
+    extra = "[" * (depth - 1) + "]" * (depth - 1)
+    text = json.dumps(VECTOR)[:-1] + f', "extra": {extra}}}'
+    headers = {"Content-Type": "application/json"}
+    found, _, content = server.request("POST", "/v2/models/vector/infer", text.encode(), headers)
+    assert found == status
+    assert status == 200 or "more than 100 deep" in content["error"]
 
 
 @pytest.mark.parametrize("shape", [[2**63], [2**62, 4], [2**31, 2**31, 2], [-1], [2**64]])
