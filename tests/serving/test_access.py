@@ -24,6 +24,7 @@ from pyattn_serving.network import (
 
 from .asgi_client import Client, Exchange
 from .process import COMMAND, PATIENCE, ServerProcess
+from .test_bench import SHORT, bench
 
 TOKEN, ADMIN = "user-token-1", "admin-token-1"
 
@@ -179,6 +180,9 @@ def test_tls(model_folder, certificate):
         assert fetch(server, context) == 200
         with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
             fetch(server, ssl.create_default_context())
+        url = f"https://127.0.0.1:{server.port}"
+        load = ["vector", "--url", url, "--tls-ca", file, "--requests", 2, *SHORT]
+        assert bench(server, *load)[0] == 0
         server.signal()
         code, errors = server.wait()
         assert code == 0

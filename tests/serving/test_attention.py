@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from pyattn_serving.asgi.app import Application
 from pyattn_serving.asgi.body import Limits
 from pyattn_serving.engine.engine import Engine, ModelSource
@@ -20,6 +21,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "the", "cat", "sat", "mat", "on", "."]
 LAYERS, HEADS, WIDTH = 2, 3, 24
+NAME = "attention_weights_0"
 
 
 def word_tokenizer():
@@ -256,6 +258,28 @@ def test_models_without_attention_outputs(client, feeds, model):
     answer = ask(client, request, model)
     assert answer.status == 400
     assert "export it with attention_outputs=True" in answer.error
+
+
+@pytest.mark.parametrize(
+    ("shape", "value", "reason"),
+    [
+        ([1, 1, 2, 2], np.nan, "layer 0 holds NaN or infinity"),
+        ([1, 2, 2], 0.5, "must have 4 dimensions; got 3"),
+    ],
+)
+def test_weights_that_are_none(tmp_path, shape, value, reason):
+    weights = helper.make_tensor("w", TensorProto.FLOAT, shape, [value] * int(np.prod(shape)))
+    proto = models.model(
+        [models.node("Constant", [], ["c"], value=weights), models.node("Add", ["x", "c"], [NAME])],
+        [models.value("x", TensorProto.FLOAT, None)],
+        [models.value(NAME, TensorProto.FLOAT, ["B", "H", "T", "S"])],
+    )
+    engine = Engine([ModelSource.of(models.save(proto, tmp_path / "m.onnx"))], threads=1)
+    engine.load()
+    client = Client(Application(engine, Limits(1 << 20, 30.0)))
+    answer = ask(client, {"inputs": [tensor("x", "FP32", (1,), [0])]}, "m")
+    assert (answer.status, reason in answer.error) == (400, True)
+    engine.close()
 
 
 def test_what_is_refused_of_an_inference_is_refused_here(client, feeds):

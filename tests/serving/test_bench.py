@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import threading
@@ -148,6 +149,7 @@ def test_time_out_and_a_server_that_stalls_in_an_open_loop(tmp_path):
         (["sum", "--values", "ids=2:1"], 2, "is not NAME=LOW:HIGH"),
         (["sum", "--values", "ids=a:b"], 2, "is not NAME=LOW:HIGH"),
         (["sum", "--url", "ftp://x"], 2, "is not a URL"),
+        (["sum", "--url", "https://x", "--tls-ca", "/nowhere"], 2, "cannot use /nowhere: No such"),
         (["sum", "--url", "http://127.0.0.1:1"], 1, "127.0.0.1 port 1"),
         (["sum", "--json", "/nowhere/report.json"], 1, "No such file"),
     ],
@@ -193,6 +195,34 @@ def test_a_server_that_closes_each_connection_and_one_that_talks_nonsense():
     assert code == 0
     assert "3 in" in output
     assert "error ConnectionError: 1, the first: the answer is not HTTP" in output
+
+
+def test_a_server_that_answers_what_is_not_json():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            with listener.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nyes")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        server = type("Server", (), {"port": listener.getsockname()[1]})
+        code, _, errors = bench(server, "x", "--requests", 4, *SHORT)
+        thread.join()
+    assert (code, "/v2: the answer is not JSON" in errors) == (1, True)
+
+
+def test_interrupt(server):
+    before = counted(server, "sum")[0]
+    url = f"http://127.0.0.1:{server.port}"
+    command = [*COMMAND, "bench", "sum", "--url", url, "--duration", "1000", *SHORT]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while counted(server, "sum")[0] < before + 10:
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (130, "")
 
 
 def test_help_of_both_commands():

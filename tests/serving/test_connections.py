@@ -153,6 +153,8 @@ def test_more_connections_than_allowed(model_folder):
             connection.sendall(GET)
             assert read_response(connection)[0] == 200
             connection.close()
+        server.signal()
+        assert server.wait()[0] == 0
 
 
 def test_ten_thousand_connections(model_folder):

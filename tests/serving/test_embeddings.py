@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from pyattn_serving.asgi.app import Application
 from pyattn_serving.asgi.body import Limits
 from pyattn_serving.engine.engine import Engine, ModelSource
@@ -106,6 +107,7 @@ def test_texts_of_a_request_run_together(engine, client):
         ({"model": "padded", "input": []}, 400, "input", "not empty; got '[]'"),
         ({"model": "padded", "input": [[]]}, 400, "input", "not empty; got '[]'"),
         ({"model": "padded", "input": ["a", 1]}, 400, "input", "got 'a'"),
+        ({"model": "padded", "input": [[1, "a"]]}, 400, "input", "must be a string, a list"),
         ({"model": "padded", "input": [1.5]}, 400, "input", "got '1.5'"),
         ({"model": "padded", "input": ["a"] * 2049}, 400, "input", "2049 texts, more than 2048"),
         ({"model": "padded", "input": [14]}, 400, "input", "a token outside 0..13"),
@@ -129,6 +131,70 @@ def test_errors_have_openai_s_form(client, request_, status, param, message):
     assert error["param"] == param
     assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
     assert error["code"] == ("model_not_found" if status == 404 else None)
+
+
+def embedder(kind, shape, nodes, initializers=()):
+    """A model of ids and mask whose embeddings are what `nodes` make of the ids."""
+    ids = [models.value(n, TensorProto.INT64, ["N", "S"]) for n in ("input_ids", "attention_mask")]
+    return models.model(nodes, ids, [models.value("v", kind, shape)], initializers)
+
+
+@pytest.mark.parametrize(
+    ("proto", "status", "message"),
+    [
+        (
+            embedder(
+                TensorProto.FLOAT,
+                ["N", "S"],
+                [
+                    models.node("Cast", ["input_ids"], ["x"], to=TensorProto.FLOAT),
+                    models.node("Neg", ["x"], ["n"]),
+                    models.node("Log", ["n"], ["v"]),
+                ],
+            ),
+            500,
+            "a number that is not finite",
+        ),
+        (
+            embedder(
+                TensorProto.INT64,
+                ["M", "L"],
+                [models.node("Concat", ["input_ids", "attention_mask"], ["v"], axis=0)],
+            ),
+            500,
+            "output 'v' has shape [2, 3] for one text",
+        ),
+        (
+            embedder(
+                TensorProto.INT64,
+                ["N"],
+                [models.node("ReduceSum", ["input_ids", "axis"], ["v"], keepdims=0)],
+                [helper.make_tensor("axis", TensorProto.INT64, [1], [1])],
+            ),
+            400,
+            "it has no output 'sentence_embedding' and 0 others with two dimensions",
+        ),
+    ],
+    ids=["not finite", "two rows", "one dimension"],
+)
+def test_models_whose_vectors_are_none(tmp_path, proto, status, message):
+    path = models.save(proto, tmp_path / "m.onnx")
+    text_models.named(path, text_models.sentence_tokenizer())
+    engine = Engine([ModelSource.of(path)], threads=1)
+    engine.load()
+    try:
+        answer = post(
+            Client(Application(engine, Limits(1 << 20, 30.0))), {"model": "m", "input": "a"}
+        )
+    finally:
+        engine.close()
+    assert (answer.status, message in answer.json["error"]["message"]) == (status, True)
+
+
+def test_a_long_text_is_read_beside_the_event_loop(client):
+    text = "a b " * 100_000
+    answer = post(client, {"model": "padded", "input": text})
+    assert answer.json["data"][0]["embedding"] == [expected("a b a b")]
 
 
 def test_other_errors_under_v1_have_it_too(client):

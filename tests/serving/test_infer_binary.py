@@ -8,8 +8,13 @@ import struct
 import ml_dtypes
 import numpy as np
 import pytest
+from onnx import TensorProto
+from pyattn_serving.asgi.app import Application
+from pyattn_serving.asgi.body import Limits
+from pyattn_serving.engine.engine import Engine, ModelSource
 
-from .asgi_client import tensor
+from . import models
+from .asgi_client import Client, tensor
 
 DTYPES = {
     "BOOL": np.bool_,
@@ -189,3 +194,25 @@ def test_large_tensor(client):
         "inputs": [tensor("x", "FP32", values.shape, binary_data_size=len(content))],
     }
     assert client.infer("identity_FP32", request, content).tensors() == {"y": content}
+
+
+def test_bfloat16_beside_another_type(tmp_path):
+    """Where one tensor is bfloat16 all of them reach ONNX Runtime by another way."""
+    kinds = {"a": TensorProto.BFLOAT16, "b": TensorProto.FLOAT}
+    proto = models.model(
+        [models.node("Identity", [name], [f"{name}_out"]) for name in kinds],
+        [models.value(name, kind, ["N"]) for name, kind in kinds.items()],
+        [models.value(f"{name}_out", kind, ["N"]) for name, kind in kinds.items()],
+    )
+    engine = Engine([ModelSource.of(models.save(proto, tmp_path / "m.onnx"))], threads=1)
+    engine.load()
+    a, b = np.array([1, 2], ml_dtypes.bfloat16), np.array([3, 4], np.float32)
+    inputs = [
+        tensor("a", "BF16", (2,), binary_data_size=a.nbytes),
+        tensor("b", "FP32", (2,), binary_data_size=b.nbytes),
+    ]
+    request = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    client = Client(Application(engine, Limits(1 << 20, 30.0)))
+    answer = client.infer("m", request, a.tobytes() + b.tobytes())
+    assert answer.tensors() == {"a_out": a.tobytes(), "b_out": b.tobytes()}
+    engine.close()

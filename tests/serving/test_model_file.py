@@ -226,6 +226,16 @@ def test_functions_without_an_end(tmp_path, proto, reason):
         inspect(path)
 
 
+def test_names_that_are_no_text(folder):
+    proto = external_tensor()
+    proto.name = "NAME"
+    path = folder / "model.onnx"
+    content = helper.make_model(helper.make_graph([], "g", [], [], [proto])).SerializeToString()
+    path.write_bytes(content.replace(b"NAME", b"\xff\xfe\xfd\xfc"))
+    with pytest.raises(ModelError, match="a name that is not UTF-8"):
+        inspect(path)
+
+
 def test_location_without_the_external_flag_is_checked_too(folder):
     tensor = external_tensor()
     tensor.data_location = TensorProto.DEFAULT

@@ -282,3 +282,17 @@ def test_script_in_the_source_folder(model_folder, tmp_path):
         assert server.infer("vector", VECTOR)[0] == 200
         server.signal()
         assert server.wait()[0] == 0
+
+
+def test_without_httptools(model_folder):
+    """The server works, without the limits of connections, and says so."""
+    code = (
+        "import sys; sys.modules['httptools'] = None; from pyattn_serving.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code]
+    with ServerProcess(model_folder / "vector.onnx", command=command) as server:
+        assert server.infer("vector", VECTOR)[2]["outputs"][0]["data"] == [1, 2]
+        server.signal()
+        code, errors = server.wait()
+    assert code == 0
+    assert "httptools is not installed: headers and connections have no limits" in errors
