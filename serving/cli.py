@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,11 @@ def check(settings: Settings) -> int:
 
 
 def _look_after_workers(options: argparse.Namespace) -> int:
-    with _bind(options.host, options.port) as listener:
-        workers = Workers(options.workers, listener)
+    with (
+        _bind(options.host, options.port) as listener,
+        tempfile.TemporaryDirectory(prefix=f"{PROGRAM}-") as folder,
+    ):
+        workers = Workers(options.workers, listener, Path(folder))
         asyncio.run(workers.run())
     return workers.exit_code
 
@@ -121,6 +125,8 @@ def _serve(options: argparse.Namespace, worker: Worker | None) -> int:
         options.worker = worker.number
         options.threads = options.threads or max(1, available_cpus() // options.workers)
     application = create_app(_settings(options))
+    if worker is not None:
+        application.metrics.join(worker.folder, worker.number)
     tls = tls_of(options)
     limits = limits_of(options)
     with _bind(options.host, options.port) if worker is None else worker.listener() as listener:

@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 logger = logging.getLogger("pyattn_serving")
 
@@ -46,11 +47,14 @@ class Worker:
         The listening socket.
     parent : int
         The process that looks after it.
+    folder : Path
+        Where the workers find each other.
     """
 
     number: int
     descriptor: int
     parent: int
+    folder: Path
 
     def listener(self) -> socket.socket:
         """Return the socket, and end with the parent from now on."""
@@ -74,8 +78,11 @@ class Worker:
 def this_worker() -> Worker | None:
     """Return the worker that this process is, or None if it is none."""
     # Taken away, or a command that this process starts would be a worker as well.
-    words = os.environ.pop(VARIABLE, "").split(":")
-    return Worker(*map(int, words)) if len(words) == 3 else None
+    words = os.environ.pop(VARIABLE, "").split(":", 3)
+    if len(words) != 4:
+        return None
+    number, descriptor, parent = map(int, words[:3])
+    return Worker(number, descriptor, parent, Path(words[3]))
 
 
 class Workers:
@@ -87,10 +94,11 @@ class Workers:
         0 unless a worker could not start or cut requests off.
     """
 
-    def __init__(self, count: int, listener: socket.socket) -> None:
+    def __init__(self, count: int, listener: socket.socket, folder: Path) -> None:
         self.exit_code = 0
         self._count = count
         self._listener = listener
+        self._folder = folder
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
 
@@ -125,7 +133,7 @@ class Workers:
             *sys.orig_argv[1:],
             stdout=subprocess.PIPE,
             pass_fds=[descriptor],
-            env={**os.environ, VARIABLE: f"{number}:{descriptor}:{os.getpid()}"},
+            env={**os.environ, VARIABLE: f"{number}:{descriptor}:{os.getpid()}:{self._folder}"},
             process_group=0,  # else Ctrl-C would reach it twice, and the second time hurries it
         )
         self._processes[number] = process

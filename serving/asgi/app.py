@@ -45,6 +45,7 @@ class Application:
         For the server around the application: it starts the drain and waits for the end of it.
     admission : Admission
         The requests that the server has taken on, and the bytes of their bodies.
+    metrics : MetricsEndpoint
     """
 
     def __init__(
@@ -58,11 +59,12 @@ class Application:
         self.lifecycle = Lifecycle()
         self._limits = limits
         self.admission = Admission(limits.max_pending, limits.max_pending_bytes)
+        self.metrics = MetricsEndpoint(engine, self.lifecycle, worker)
         endpoints = Endpoints(engine, self.lifecycle, limits, self.admission)
         self._router = Router(
             [
                 *RepositoryEndpoints(engine, self.lifecycle, limits).routes(),
-                *MetricsEndpoint(engine, self.lifecycle, worker).routes(),
+                *self.metrics.routes(),
                 *endpoints.routes(),
                 *AttentionEndpoint(engine, endpoints).routes(),
                 *TokenizeEndpoint(engine, endpoints, limits).routes(),
@@ -162,6 +164,7 @@ class Application:
         except ModelError as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
+        await self.metrics.open()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self.lifecycle.drain()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..engine.engine import Engine
 from ..engine.model import Model
 from ..engine.statistics import STAGES, Histogram
+from ..siblings import Siblings
 from .lifecycle import Lifecycle
 from .request import Request
 from .responses import Response
@@ -87,6 +88,16 @@ class MetricsEndpoint:
         self._engine = engine
         self._lifecycle = lifecycle
         self._worker = worker
+        self._siblings: Siblings | None = None
+
+    def join(self, folder: Path, worker: int) -> None:
+        """Answer for all workers of a server, who find each other in `folder`."""
+        self._siblings = Siblings(folder, worker, self._text)
+
+    async def open(self) -> None:
+        """Tell siblings from now on, where there are some."""
+        if self._siblings is not None:
+            await self._siblings.open()
 
     def routes(self) -> list[Route]:
         """Return the route."""
@@ -95,18 +106,30 @@ class MetricsEndpoint:
     async def metrics(self, _request: Request, _path: Mapping[str, str]) -> Response:
         """Answer with all metrics in Prometheus' text format."""
         # Imported when first asked for: only who scrapes pays for it.
-        from prometheus_client import CollectorRegistry, generate_latest
         from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+        others = [] if self._siblings is None else await self._siblings.ask()
+        return Response(200, self._text(others), {"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    def _text(self, others: Iterable[bytes] = ()) -> bytes:
+        """Return the metrics of this process, and after them those of the texts of others."""
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.parser import text_string_to_metric_families
+
+        families = {metric.name: metric for metric in self.collect()}
+        for text in others:
+            for metric in text_string_to_metric_families(text.decode()):
+                families.setdefault(metric.name, metric).samples.extend(metric.samples)
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        return Response(200, generate_latest(registry), {"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+        registry.register(_Families(families.values()))
+        content: bytes = generate_latest(registry)
+        return content
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric, as a collector of prometheus-client does.
 
-        Among workers a scrape reaches one of them. With its number as a label, the counters of two
-        are two series and not one that jumps back.
+        With the number of a worker as a label, the counters of two are two series, and one that
+        comes back begins its own anew.
         """
         for metric in self._metrics():
             if self._worker is not None:
@@ -148,6 +171,17 @@ class MetricsEndpoint:
             for model, labels in models:
                 alias.add_sample(name, dict(zip(names, labels, strict=True)), value(model))
             yield alias
+
+
+class _Families:
+    """A collector of metrics that were put together before."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield them."""
+        yield from self._families
 
 
 def _histograms(models: Iterable[tuple[Model, list[str]]]) -> Iterable[Metric]:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from pyattn_serving.cli import _options
 
 from . import models
@@ -164,6 +165,62 @@ def test_sigterm_under_load_drops_nothing(model_folder, workers):
         for failure in client.failures:
             assert not isinstance(failure, http.client.IncompleteRead)
             assert not isinstance(failure, tuple) or failure[0] == 503
+
+
+def samples(server):
+    """What a scrape tells, by name and worker."""
+    text = server.request("GET", "/metrics")[2].decode()
+    names = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
+    assert len(names) == len(set(names))  # each family stands once
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = sample.name, sample.labels.pop("worker"), *sorted(sample.labels.items())
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def test_any_worker_answers_for_the_metrics_of_all(server):
+    clients = [Client(server) for _ in range(8)]
+    for client in clients:
+        client.start()
+    wait_for(lambda: all(len(client.answers) > 10 for client in clients))
+    for client in clients:
+        client.ended.set()
+        client.join()
+    answered = sum(len(client.answers) for client in clients)
+    model, version = ("model", "vector"), ("version", "1")
+    total = ("le", "+Inf"), model, ("stage", "total"), version
+    for _ in range(6):
+        found = samples(server)
+        counts = [found["nv_inference_request_success", worker, model, version] for worker in "12"]
+        assert sum(counts) == answered
+        assert {key[1] for key in found} == {"1", "2"}
+        durations = [found["pyattn_duration_seconds_bucket", worker, *total] for worker in "12"]
+        assert durations == counts
+    victim = min(children(server.process))
+    os.kill(victim, signal.SIGSTOP)  # one that is stuck is left out
+    wait_for(lambda: len({key[1] for key in samples_of_the_others(server)}) == 1)
+    os.kill(victim, signal.SIGCONT)
+    wait_for(lambda: {key[1] for key in samples(server)} == {"1", "2"})
+
+
+def samples_of_the_others(server):
+    """A scrape that the worker which is not stopped takes; the other one would never answer."""
+    while True:
+        with server.connect() as connection:
+            connection.settimeout(5)
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            try:
+                text = connection.makefile("rb").read().partition(b"\r\n\r\n")[2]
+            except TimeoutError:
+                continue
+        return {
+            (sample.name, sample.labels["worker"])
+            for family in text_string_to_metric_families(text.decode())
+            for sample in family.samples
+        }
 
 
 def test_workers_end_with_their_parent(server):
