@@ -127,8 +127,9 @@ def make_requests(
             )
             for name, entry in inputs.items()
         }
-        body, headers = _body(inputs, arrays, plan.binary)
-        data = _head(path, address, len(body), {**headers, **plan.headers}) + body
+        datatypes = {name: entry["datatype"] for name, entry in inputs.items()}
+        body, headers = infer_body(datatypes, arrays, plan.binary)
+        data = post_head(path, address, len(body), {**headers, **plan.headers}) + body
         messages.append(Message(data, arrays[mask].size if mask else 0))
         size += len(data)
     return messages
@@ -164,12 +165,13 @@ def _array(
     return generator.integers(int(low), int(high), shape, endpoint=True).astype(datatype.dtype)
 
 
-def _body(
-    inputs: Mapping[str, Mapping[str, Any]], arrays: Mapping[str, NDArray[Any]], binary: bool
+def infer_body(
+    datatypes: Mapping[str, str], arrays: Mapping[str, NDArray[Any]], binary: bool
 ) -> tuple[bytes, dict[str, str]]:
+    """Return the content of a request for an inference, and the headers that tell its form."""
     entries, tail = [], []
     for name, array in arrays.items():
-        datatype = DATATYPES[inputs[name]["datatype"]]
+        datatype = DATATYPES[datatypes[name]]
         entry: dict[str, Any] = {"name": name, "datatype": datatype.name}
         entry["shape"] = list(array.shape)
         if binary:
@@ -190,7 +192,8 @@ def _body(
     }
 
 
-def _head(path: str, address: Address, length: int, headers: Mapping[str, str]) -> bytes:
+def post_head(path: str, address: Address, length: int, headers: Mapping[str, str]) -> bytes:
+    """Return what comes before the content of a POST of `length` bytes."""
     lines = [
         f"POST {address.path}{path} HTTP/1.1",
         f"Host: {address.authority}",
