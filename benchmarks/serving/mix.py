@@ -47,8 +47,7 @@ def message(address: Address, model: str, inputs: Arrays, *, binary: bool) -> by
     """A request of the Open Inference Protocol as it is sent."""
     datatypes = {name: DATATYPES[str(array.dtype)] for name, array in inputs.items()}
     body, headers = infer_body(datatypes, inputs, binary)
-    head: bytes = post_head(f"/v2/models/{model}/infer", address, len(body), headers)
-    return head + body
+    return bytes(post_head(f"/v2/models/{model}/infer", address, len(body), headers) + body)
 
 
 def read(content: bytes) -> dict[str, NDArray[Any]]:
@@ -69,7 +68,9 @@ def read(content: bytes) -> dict[str, NDArray[Any]]:
 
 
 def differences(outputs: Arrays, expected: Arrays, tolerance: float) -> list[str]:
-    """The names of outputs that are not as expected."""
+    """The names of outputs that are not as expected; an answer of one may leave out its name."""
+    if list(outputs) == [""] and len(expected) == 1:
+        outputs = dict.fromkeys(expected, outputs[""])
     return [
         name
         for name, array in expected.items()
