@@ -34,7 +34,7 @@ def _compare(arguments: list[str]) -> int:
     )
     add = parser.add_argument
     add("--rounds", type=int, default=3)
-    add("--seconds", type=float, default=1.5, help="of one measurement")
+    add("--seconds", type=float, default=2.0, help="of one measurement")
     add("--quick", action="store_true", help="one round of 0.5 s")
     add("--only", default="", help="cases whose WORKLOAD/FORM/CLIENTS contains this")
     add("--cores", type=int, default=2, help="for the server and the load generator together")

@@ -33,7 +33,7 @@ class Options:
     """What is compared, how often and how long: seconds are those of one measurement."""
 
     rounds: int = 3
-    seconds: float = 1.5
+    seconds: float = 2.0
     clients: tuple[int, ...] = (1, 16)
     threads: int = 2
     cores: int = 2

@@ -119,6 +119,9 @@ def _triton(place: Place) -> Sequence[str]:
 KINDS = {
     "pyattn-serve": Kind(environment=None, command=_pyattn(), packages=("pyattn", "uvicorn")),
     "pyattn-serve without operators": Kind(environment=None, command=_pyattn("--no-operators")),
+    "pyattn-serve two workers": Kind(
+        environment=None, command=_pyattn("--workers", "2", "--threads", "1")
+    ),
     "MLServer": Kind(environment="mlserver", command=_mlserver, packages=("mlserver",)),
     "LitServe": Kind(
         environment="litserve", command=_litserve, ready="/health", packages=("litserve",)
@@ -134,6 +137,9 @@ CONTENDERS = {
     "pyattn-serve packed": Contender(kind="pyattn-serve", models={"minilm": "minilm-packed"}),
     "pyattn-serve without operators": Contender(
         kind="pyattn-serve without operators", models={"minilm": "minilm"}
+    ),
+    "pyattn-serve two workers": Contender(
+        kind="pyattn-serve two workers", models={"small": "small", "image": "image"}
     ),
     "MLServer": Contender(kind="MLServer", forms={"json": PROTOCOL_JSON}),
     "LitServe": Contender(kind="LitServe", forms={"json": NESTED_JSON}),
