@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 
 #include "json/read.h"
@@ -26,13 +27,26 @@ std::int64_t characters(std::string_view text) {
   return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
 }
 
+// Lets other threads run while a long text is read. For a short one it would cost more than it
+// gives: whoever takes the lock meanwhile keeps it for up to some milliseconds.
+class MaybeReleased {
+ public:
+  explicit MaybeReleased(std::size_t bytes) {
+    if (bytes > kShortText) released_.emplace();
+  }
+
+ private:
+  static constexpr std::size_t kShortText = std::size_t{1} << 15;
+  std::optional<py::gil_scoped_release> released_;
+};
+
 py::tuple split_request(const py::buffer& text, int depth, std::size_t envelope) {
   const py::buffer_info buffer = text.request();
   const std::string_view view = text_of(buffer);
   Parts parts;
   Fault fault;
   {
-    const py::gil_scoped_release released;
+    const MaybeReleased released(view.size());
     fault = split(view, {depth, envelope}, parts);
   }
   py::list spans;
@@ -68,7 +82,7 @@ template <class T>
 Reading read_as(std::string_view text, const Span& span, const std::vector<std::int64_t>& shape,
                 py::array* out) {
   T* data = out == nullptr ? nullptr : static_cast<T*>(out->mutable_data());
-  const py::gil_scoped_release released;
+  const MaybeReleased released(span.end - span.begin);
   return read<T>(text, span, shape, data);
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..engine.engine import Engine
 from ..engine.failures import DeadlineError, UnavailableError
@@ -210,17 +210,27 @@ def encoded_response(
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Await `work`, and cancel it when the client closes the connection."""
-    answer = asyncio.create_task(work)
+    """Await `work`, and cancel it when the client closes the connection.
+
+    `work` runs in the task of the caller: a task of its own takes a tenth of a small request.
+    """
+    caller = cast("asyncio.Task[Any]", asyncio.current_task())
+    left = False
+
+    def leave(gone: asyncio.Task[None]) -> None:
+        nonlocal left
+        if not gone.cancelled():
+            left = True
+            caller.cancel()
+
     gone = asyncio.create_task(request.disconnected())
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientGoneError
-        return answer.result()
+        return await work
+    except asyncio.CancelledError:
+        if left and caller.uncancel() == 0:
+            raise ClientGoneError from None
+        raise
     finally:
+        gone.remove_done_callback(leave)
         gone.cancel()
-        answer.cancel()
-        # The task, its exception and this frame refer to each other: without this the body of a
-        # refused request would stay in memory until the garbage collector runs.
-        del answer, gone

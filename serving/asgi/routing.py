@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from .access import Access, Tokens
 from .errors import HttpError
@@ -13,7 +14,7 @@ from .responses import EventStream, Response
 Endpoint = Callable[[Request, Mapping[str, str]], Awaitable[Response | EventStream]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Route:
     """A path such as ``/v2/models/{model}`` and the endpoint of each method.
 
@@ -24,15 +25,18 @@ class Route:
     endpoints: Mapping[str, Endpoint]
     access: Access = Access.USER
 
-    def match(self, segments: list[str]) -> dict[str, str] | None:
-        """Return the values of the parts in braces, or None for another path."""
+    @cached_property
+    def _parts(self) -> list[tuple[str, bool]]:
+        """The segments, and which of them are names in braces."""
         parts = self.path.split("/")[1:]
-        if len(parts) != len(segments):
-            return None
+        return [(part.strip("{}"), part.startswith("{")) for part in parts]
+
+    def match(self, segments: list[str]) -> dict[str, str] | None:
+        """Return the values of the parts in braces, or None for another path of that length."""
         values = {}
-        for part, segment in zip(parts, segments, strict=True):
-            if part.startswith("{"):
-                values[part[1:-1]] = segment
+        for (part, named), segment in zip(self._parts, segments, strict=True):
+            if named:
+                values[part] = segment
             elif part != segment:
                 return None
         return values
@@ -49,7 +53,7 @@ class Route:
 
 
 class Router:
-    """Routes, looked up by the number of segments first.
+    """Routes, looked up by the number of segments and the last one first.
 
     Attributes
     ----------
@@ -59,15 +63,19 @@ class Router:
     def __init__(self, routes: list[Route], tokens: Tokens) -> None:
         self._tokens = tokens
         self.routes = routes
-        self._routes: dict[int, list[Route]] = {}
+        self._routes: dict[tuple[int, str], list[Route]] = {}
         for route in routes:
-            self._routes.setdefault(route.path.count("/"), []).append(route)
+            last = route.path.rpartition("/")[2]
+            key = route.path.count("/"), "" if last.startswith("{") else last
+            self._routes.setdefault(key, []).append(route)
 
     async def __call__(self, request: Request) -> Response | EventStream:
         """Answer a request; raises 404 for a path that no route has, 401 and 403."""
-        for route in self._routes.get(len(request.segments), ()):
-            values = route.match(request.segments)
-            if values is not None:
-                self._tokens.check(request, route.access)
-                return await route.endpoint(request.method)(request, values)
+        segments = request.segments
+        for last in (*segments[-1:], ""):
+            for route in self._routes.get((len(segments), last), ()):
+                values = route.match(segments)
+                if values is not None:
+                    self._tokens.check(request, route.access)
+                    return await route.endpoint(request.method)(request, values)
         raise HttpError(404, f"there is nothing at {request.path[:200]}")
