@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import time
 
 import pytest
@@ -104,47 +105,6 @@ def expected(engine, decoder, prompt, most):
     (tokens,) = tokenizer.encode([prompt])
     written = text_models.alone(decoder, tokens, most, tokenizer.ends)
     return tokenizer.decode([*tokens, *written]).removeprefix(prompt)
-
-
-def test_models_are_listed_as_openai_does(client, engine):
-    begin = time.time() - 3600
-    answer = client.get("/v1/models")
-    assert answer.status == 200
-    assert answer.json["object"] == "list"
-    listed = answer.json["data"]
-    assert [each["id"] for each in listed] == sorted(engine.names) == ["add", "fixed", "gpt2"]
-    for each in listed:
-        assert set(each) == {"id", "object", "created", "owned_by"}
-        assert each["object"] == "model"
-        assert begin < each["created"] <= time.time()
-        assert client.get(f"/v1/models/{each['id']}").json == each
-    missing = client.get("/v1/models/none")
-    assert missing.status == 404
-    assert "no model 'none'" in missing.json["error"]["message"]
-
-
-def test_the_list_has_each_model_once_and_asks_for_the_token(tmp_path):
-    for version in (2, 10):
-        (tmp_path / "add" / str(version)).mkdir(parents=True)
-        models.save(models.add(), tmp_path / "add" / str(version) / "model.onnx")
-    (tmp_path / "token").write_text("a-long-token")
-    options = ["--token-file", str(tmp_path / "token"), "--log-level", "error"]
-    bearer = {"Authorization": "Bearer a-long-token"}
-    (tmp_path / "add" / "model.serving.toml").write_text('versions = "all"\n')
-    with ServerProcess(tmp_path, *options) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-        for path in ("/v1/models", "/v1/models/add"):
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            assert (answer.status, json.loads(answer.read())["error"]["code"]) == (401, None)
-        connection.request("GET", "/v1/models", headers=bearer)
-        listed = json.loads(connection.getresponse().read())["data"]
-        assert [each["id"] for each in listed] == ["add"]
-        connection.request(
-            "GET", "/v2/models/add", headers={"Authorization": "Bearer a-long-token"}
-        )
-        assert json.loads(connection.getresponse().read())["versions"] == ["2", "10"]
-        connection.close()
 
 
 @pytest.mark.parametrize("priority", [-1, 1.5, "high", True])
@@ -422,12 +382,8 @@ def test_a_real_process_sends_each_piece_as_it_comes(server, engine, decoder):
 def test_a_real_connection_that_closes_ends_the_text(server):
     def cancelled():
         _, _, text = server.request("GET", "/metrics")
-        (line,) = [
-            line
-            for line in text.decode().splitlines()
-            if line.startswith("pyattn_requests_cancelled_total{")
-        ]
-        return float(line.rpartition(" ")[2])
+        (count,) = re.findall("^pyattn_requests_cancelled_total{.* (.*)$", text.decode(), re.M)
+        return float(count)
 
     before = cancelled()
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
