@@ -11,11 +11,14 @@ from pyattn_serving.asgi.app import Application
 from pyattn_serving.asgi.body import Limits
 from pyattn_serving.engine.engine import Engine, ModelSource
 from pyattn_serving.engine.failures import ModelError
+from pyattn_serving.engine.model import Model
 from pyattn_serving.engine.model_settings import ModelSettings
+from pyattn_serving.engine.session import SessionSettings
+from pyattn_serving.text.cache import is_decoder, positions
 
 pytest.importorskip("tokenizers")
 
-from . import text_models
+from . import models, text_models
 from .asgi_client import Client
 
 POSITIONS = 40
@@ -29,8 +32,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def decoder(folder):
     """A decoder whose tokenizer spells the end in its own way."""
-    decoder, tokenizer = text_models.gpt2(folder / "gpt2.onnx", positions=POSITIONS)
-    return decoder, tokenizer
+    return text_models.gpt2(folder / "gpt2.onnx", positions=POSITIONS)
 
 
 def told(folder, name, facts):
@@ -85,6 +87,21 @@ def test_a_text_stops_at_the_token_of_the_file(folder, decoder):
     # The settings go first.
     answer = complete(path, {"prompt": prompt, "max_tokens": 20}, end_tokens=())
     assert answer.json["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_positions_are_told_or_found_by_trial(folder, decoder, says):
+    path = told(folder, f"trial_{says}", {"positions": POSITIONS} if says else None)
+    model = Model("gpt2", path, SessionSettings(threads=1))
+    assert is_decoder(model)
+    assert model.decoder.positions == (POSITIONS if says else None)
+    for most in (1024, POSITIONS, 17):
+        assert positions(model, most) == min(most, POSITIONS)
+
+
+def test_other_models_are_no_decoders(tmp_path):
+    models.save(models.add(), tmp_path / "add.onnx")
+    assert not is_decoder(Model("add", tmp_path / "add.onnx", SessionSettings(threads=1)))
 
 
 @pytest.mark.parametrize("says", [True, False])

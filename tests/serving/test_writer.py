@@ -17,13 +17,13 @@ from pyattn_serving.engine.failures import QueueFullError, ServingError, Unavail
 from pyattn_serving.engine.model import Model
 from pyattn_serving.engine.model_settings import ModelSettings
 from pyattn_serving.engine.session import SessionSettings
-from pyattn_serving.text.cache import Cache, is_decoder, positions
+from pyattn_serving.text.cache import Cache
 from pyattn_serving.text.sampling import Sampling
 from pyattn_serving.text.writer import Job, Writer
 
 pytest.importorskip("tokenizers")
 
-from . import models, text_models
+from . import text_models
 
 PATIENCE = 60
 POSITIONS = 96
@@ -111,14 +111,6 @@ def test_numbers_that_are_none_stay_with_their_text(model, decoder):
         writer.submit([again.job])
         text, last = again.result()
         assert (text, last.tokens, last.finish) == expected(decoder, model, prompt, 9)
-
-
-def test_positions_are_found_by_trial(model):
-    assert is_decoder(model)
-    assert model.decoder.positions == POSITIONS
-    assert positions(model, 1024) == POSITIONS
-    assert positions(model, POSITIONS) == POSITIONS
-    assert positions(model, 17) == 17
 
 
 def test_steps_are_those_of_the_whole_text(model, decoder):
@@ -406,8 +398,3 @@ def test_a_writer_does_not_keep_its_model(folder, decoder):
     gc.collect()
     assert gone() is None
     assert not any(thread.name == "write" for thread in threading.enumerate())
-
-
-def test_other_models_are_no_decoders(tmp_path):
-    models.save(models.add(), tmp_path / "add.onnx")
-    assert not is_decoder(Model("add", tmp_path / "add.onnx", SessionSettings(threads=1)))
