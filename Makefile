@@ -107,7 +107,7 @@ coverage: $(VENV)/installed  ## print the lines of serving/ that its tests do no
 test-peers: $(PEERS)/installed  ## compare with other libraries, in an environment of their own
 	$(PEERS)/bin/python -m pytest tests/peers tests/serving/test_kserve_client.py
 
-bench: $(PEERS)/installed  ## time against other libraries for 15 minutes; writes benchmarks/results
+bench: $(PEERS)/installed  ## time against other libraries for 40 minutes; writes benchmarks/results
 	$(PEERS)/bin/python -m benchmarks
 
 bench-quick: $(PEERS)/installed  ## the same with few samples, into build/benchmarks
@@ -121,7 +121,7 @@ build/serving-peers/%/installed: benchmarks/serving/peers/%.txt
 	$(@D)/bin/pip install --quiet --requirement $<
 	@touch $@
 
-bench-serving: $(VENV)/installed $(SERVERS:%=build/serving-peers/%/installed)  ## time pyattn-serve against other servers for 10 minutes
+bench-serving: $(VENV)/installed $(SERVERS:%=build/serving-peers/%/installed)  ## time pyattn-serve against other servers for 7 minutes
 	$(BIN)/python -m benchmarks.serving
 
 lint: $(VENV)/installed  ## ruff, mypy, clang-format
